@@ -1,0 +1,1 @@
+"""The tests.  `tests.sshd` has real sshd processes for all of them."""
