@@ -1,0 +1,93 @@
+"""How an agent leaves: on `abort`, on `finish`, or when its lease is over.  It can do all of it alone.
+
+The jobs end, what waits is given back, the clean-up command runs, the key line goes; then the home, at once where the controller has
+every result on its disk, else when it has, or a day later.
+"""
+
+import time
+
+from . import keys
+from .attempt import POST, Attempt, key_of
+from .config import as_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .agent import Agent
+
+HELD = 86400.0
+"""Seconds for which results are kept that nobody fetches."""
+FAREWELL = 30.0
+"""Seconds for which the last output may take to reach a controller that is connected."""
+STAYING, ENDING, CLEANING, TELLING, WAITING, LEFT = range(6)
+
+
+class Departure:
+    """``phase``: not begun; jobs are ending; the clean-up command runs; the last output is sent; results wait; gone."""
+
+    def __init__(self, agent: "Agent") -> None:
+        self._agent = agent
+        self.phase = STAYING
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """Abort or finish.  Once begun it goes through, whatever becomes of the connection."""
+        if self.phase == STAYING:
+            self.phase = ENDING
+            self._agent.runner.empty_queue("aborted")
+            everything = list(self._agent.runner.running.values())
+            self._agent.runner.end(everything, "aborted", time.monotonic())
+
+    @property
+    def under_way(self) -> bool:
+        """True from the beginning until all that is left to do is to wait for acknowledgements."""
+        return self.phase not in (STAYING, WAITING)
+
+    def come_back(self) -> None:
+        """A controller has come for the results after all, and may send new jobs."""
+        if self.phase == WAITING:
+            self.phase = STAYING
+
+    def step(self, now: float) -> None:
+        """Go on as far as can be gone now."""
+        if self.phase == ENDING and self._agent.runner.idle:
+            self._run_post()
+            self.phase = CLEANING
+        if self.phase == CLEANING and self._agent.runner.idle:
+            self._clean()
+            self._until = now + FAREWELL
+            self.phase = TELLING
+        if self.phase == TELLING and (self._agent.courier.quiet or now >= self._until):
+            self._until = now + HELD
+            self.phase = WAITING
+            if self._agent.store.left():
+                self._done()
+        if self.phase == WAITING and (now >= self._until or not self._agent.store.left()):
+            self._done()
+            self._agent.home.remove()
+            self.phase = LEFT
+
+    def due_at(self) -> float:
+        """When `step` has something to do though nothing happens."""
+        return self._until if self.phase in (TELLING, WAITING) else float("inf")
+
+    def _run_post(self) -> None:
+        agent = self._agent
+        if agent.config is None or not agent.config.post or agent.store.trouble:
+            return
+        number = agent.config.epoch
+        while agent.store.knows(key_of(POST, number)):
+            number += 1
+        code = as_bytes(agent.config.post)
+        agent.runner.submit(Attempt(POST, number, agent.config.post_timeout, code, agent.courier.serial))
+
+    def _clean(self) -> None:
+        agent = self._agent
+        agent.home.remember(ready=False)
+        try:
+            if agent.home.state.get("key"):
+                keys.withdraw(agent.home, agent.session)
+        except keys.KeyTrouble as trouble:
+            agent.courier.note(str(trouble))
+
+    def _done(self) -> None:
+        self._agent.courier.tell({"t": "done", "left": self._agent.store.left()})

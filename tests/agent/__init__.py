@@ -1,0 +1,1 @@
+"""The agent, driven as a real process over its wire."""
