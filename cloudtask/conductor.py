@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from cloudtask import scheduler as s
@@ -135,9 +136,9 @@ class Conductor:
             return
         member.move(WorkerState.READY)
         self._turn.record(records.setup(member.number, time.time()))
-        if member.number not in self._joined:
-            self._joined.add(member.number)
-            self._act(self._scheduler.worker_joined(member.number, now), now)
+        self._joined.add(member.number)
+        # Also when it joined before: a supervisor that was replaced while its worker was silent has no other way to say so.
+        self._act(self._scheduler.worker_joined(member.number, now), now)
 
     def _pull(self, member: Member, message: m.Pull, now: float) -> None:
         if member.state is WorkerState.READY:
@@ -154,6 +155,7 @@ class Conductor:
         member.idle_restarts = 0
         ends: list[records.End] = []
         actions: list[s.Action] = []
+        shown: list[tuple[Result, bool]] = []
         for result in message.results:
             attempt = Attempt(result.job, result.attempt)
             answer = self._scheduler.ended(member.number, attempt, result.ending, result.value, now)
@@ -165,9 +167,11 @@ class Conductor:
             if retry:
                 self._say(member, f"will retry ({retry.failures} of {retry.of})")
             self._labels.pop(attempt, None)
-            self._show(result, settled)
+            if settled or self.by_line:
+                shown.append((result, settled))
             actions += answer
         self._turn.record(records.ended(member.number, ends, time.time()))
+        self._show(shown)
         self._act(actions, now, ended={result.job for result in message.results})
         if member.state is WorkerState.LEAVING:
             # It waits for nothing but this.
@@ -180,14 +184,16 @@ class Conductor:
         if result.span:
             self._undurable_bytes += result.span.out + result.span.err
 
-    def _show(self, result: Result, settled: bool) -> None:
+    def _show(self, shown: list[tuple[Result, bool]]) -> None:
+        """Hand over what goes to standard output: each result, and whether its job is settled by it."""
         relay = self._relay
-        if relay is None:
+        if relay is None or not shown:
             return
-        if self.by_line:
-            self._turn.afterwards(lambda: relay.end(result.job, result.attempt, settled))
-        elif settled:
-            self._turn.afterwards(lambda: relay.whole(result.job, result.span))
+        if not self.by_line:
+            self._turn.afterwards(lambda: relay.whole(*((result.job, result.span) for result, _ in shown)))
+            return
+        for result, settled in shown:
+            self._turn.afterwards(partial(relay.end, result.job, result.attempt, settled))
 
     def _output(self, member: Member, message: m.Output, now: float) -> None:
         relay = self._relay
@@ -390,7 +396,7 @@ class Conductor:
             self._turn.say(f"job {action.job}: {action.ending} # {self._jobs.label(action.job)}", important=True)
             relay = self._relay
             if relay and action.job not in ended:
-                self._turn.afterwards(lambda: relay.whole(action.job, None))
+                self._turn.afterwards(lambda: relay.whole((action.job, None)))
 
     def _will_retry(self, action: s.WillRetry, ended: Iterable[int]) -> None:
         """It was said where the attempt's end was."""

@@ -43,19 +43,12 @@ EXIT_FAILED = 1
 EXIT_STDOUT_CLOSED = 141
 
 
-def prepare(plan: Plan) -> ForkServer:
-    """Begin what takes a moment, before the session is made: the process that supervisors are forked from."""
-    modules = {f"cloudtask.transports.{'local' if a.local else plan.settings.transport}" for a in (*plan.workers, *plan.spares)}
-    return ForkServer(sorted(modules))
-
-
-def execute(plan: Plan, front: Front) -> int:
-    """Do what the plan says; returns the exit status.
+def execute(plan: Plan, front: Front, forkserver: ForkServer) -> int:
+    """Do what the plan says; returns the exit status.  ``forkserver`` is closed at the end.
 
     Raises CloudtaskError for what is expected to go wrong: before anything was started, or (StorageError, OvertakenError) in
     the middle, when everything that can be saved is.
     """
-    forkserver = prepare(plan)
     try:
         with _open(plan) as session:
             return Run(plan, front, session, forkserver).execute()
@@ -172,7 +165,7 @@ class Run:
         if self._relay:
             self._relay.start()
             for result in session.unrelayed():
-                self._relay.whole(result.job, result.span)
+                self._relay.whole((result.job, result.span))
         self._enlist()
         now = time.monotonic()
         self._timers = dict.fromkeys(("beat", "acknowledge", "progress", "relayed"), now)

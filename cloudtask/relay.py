@@ -83,9 +83,9 @@ class Relay(threading.Thread):
 
     # --- called by the main process ----------------------------------------------------------------------------------
 
-    def whole(self, job: int, span: Span | None) -> None:
-        """A job is settled and this is its output (None: it has none)."""
-        self._put(_Whole(job, span))
+    def whole(self, *jobs: tuple[int, Span | None]) -> None:
+        """These jobs are settled, and this is their output (None: they have none)."""
+        self._put(*(_Whole(job, span) for job, span in jobs))
 
     def piece(self, job: int, attempt: int, place: tuple[int, int, str, int, int]) -> None:
         """A running attempt has written: ``(stream, position, file, offset, length)``."""
@@ -105,9 +105,9 @@ class Relay(threading.Thread):
         """No more comes; then ``join`` waits until all is written."""
         self._put(None)
 
-    def _put(self, item: _Whole | _Piece | _End | None) -> None:
+    def _put(self, *items: _Whole | _Piece | _End | None) -> None:
         with self._arrived:
-            self._items.append(item)
+            self._items.extend(items)
             self._arrived.notify()
 
     # --- the thread --------------------------------------------------------------------------------------------------

@@ -83,8 +83,8 @@ def test_whole_output_of_each_job(bench: Bench) -> None:
     reader = Reader()
     relay = bench.relay(reader)
     for job, data in ((2, b"two\n"), (1, b"\xffone")):
-        relay.whole(job, bench.span(data, b"e"))
-    relay.whole(3, None)
+        relay.whole((job, bench.span(data, b"e")))
+    relay.whole((3, None))
     finish(relay)
     assert (reader.out, reader.err) == (b"two\n\xffone", b"ee")
     assert relay.take_relayed() == [2, 1, 3]
@@ -96,7 +96,7 @@ def test_order_is_kept(bench: Bench) -> None:
     relay = bench.relay(reader, keep_order=True)
     spans = {job: bench.span(b"%d\n" % job) for job in (1, 2, 3, 4)}
     for job in (3, 1, 4, 2):
-        relay.whole(job, spans[job])
+        relay.whole((job, spans[job]))
     finish(relay)
     assert reader.out == b"1\n2\n3\n4\n"
 
@@ -104,7 +104,7 @@ def test_order_is_kept(bench: Bench) -> None:
 def test_tags_stand_before_each_line(bench: Bench) -> None:
     reader = Reader()
     relay = bench.relay(reader, tag=lambda job: b"job%d" % job)
-    relay.whole(1, bench.span(b"a\r\nb\n\nlast", b"oops\n"))
+    relay.whole((1, bench.span(b"a\r\nb\n\nlast", b"oops\n")))
     finish(relay)
     assert reader.out == b"job1\ta\r\njob1\tb\njob1\t\njob1\tlast\n"
     assert reader.err == b"job1\toops\n"
@@ -145,14 +145,14 @@ def test_scattered_output_is_put_together(bench: Bench) -> None:
     first, second = bench.span(b"out1", b"err1"), bench.span(b"out2")
     segments = [[1, first.offset, 4], [2, first.offset + 4, 4], [1, second.offset, 4]]
     (bench.directory / "workers" / "1.index").write_text(json.dumps({"job": 1, "attempt": 1, "segments": segments}) + "\n")
-    relay.whole(1, Span(LOG, first.offset, 8, 4, 0))
+    relay.whole((1, Span(LOG, first.offset, 8, 4, 0)))
     finish(relay)
     assert (reader.out, reader.err) == (b"out1out2", b"err1")
 
 
 def test_nobody_reads_any_more(bench: Bench) -> None:
     relay = bench.relay(Reader(broken=True))
-    relay.whole(1, bench.span(b"x"))
+    relay.whole((1, bench.span(b"x")))
     relay.join(10)
     assert relay.broken and bench.woken == 1
     assert relay.take_relayed() == []

@@ -24,6 +24,7 @@ from cloudtask.settings import BUILT_IN
 from cloudtask.settings_sources import Layer
 from cloudtask.task import Request, Template, own_jobs, plan_again, plan_new, read_layers, read_settings
 from cloudtask.version import VERSION
+from cloudtask.workers.forkserver import ForkServer
 
 STDIN, STDERR = 0, 2
 DONE, WRONG, PENDING, INTERRUPTED = 0, 2, 3, 130
@@ -129,6 +130,13 @@ def _read_plan(request: Request, layers: Sequence[Layer]) -> Plan | None:
     return None if data is None else plan_new(request, values, data)
 
 
+def _preload_for(plan: Plan) -> list[str]:
+    """The modules that the supervisors of a plan need."""
+    return sorted(
+        {f"cloudtask.transports.{'local' if worker.local else plan.settings.transport}" for worker in (*plan.workers, *plan.spares)}
+    )
+
+
 def _show_code(command: Command, lines: Sequence[bytes]) -> int:
     for start in range(0, len(lines), _LINES_AT_ONCE):
         batch = lines[start : start + _LINES_AT_ONCE]
@@ -139,12 +147,14 @@ def _show_code(command: Command, lines: Sequence[bytes]) -> int:
 def _start(plan: Plan) -> int:
     if plan.settings.confirm and not plan.settings.force and is_terminal(STDERR):
         confirm(plan, BUILT_IN)
+    # Begun first: it loads its own modules on another core while this process loads the engine.
+    forkserver = ForkServer(_preload_for(plan))
     # Loaded by name, and only now: the engine with all below it and the progress bar cost more than all that is above.
     engine: Any = importlib.import_module("cloudtask.engine")
     progress: Any = importlib.import_module("cloudtask.cli.progress")
     front = progress.open_front(plan.settings.quiet, os.environ)
     try:
-        status: int = engine.execute(plan, front)
+        status: int = engine.execute(plan, front, forkserver)
         return status
     finally:
         front.close()

@@ -59,6 +59,9 @@ def serve(descriptor: int, preload: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The kernel reaps the supervisors; nobody waits for them, their pipes say when they die.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # paramiko does without invoke (it wants it for Match exec in its own reading of ssh_config, which `ssh -G` does for us), and
+    # importing it takes a third of the time and of the memory.
+    sys.modules.setdefault("invoke", None)  # type: ignore[arg-type]  # None: an import raises ImportError (importlib's manual)
     for module in ("cloudtask.workers.supervisor", *preload):
         importlib.import_module(module)
     # What is loaded now stays shared with the children: the collector must not write to it.
@@ -70,6 +73,8 @@ def serve(descriptor: int, preload: Sequence[str]) -> None:
             control.close()
             _become_supervisor(data, child_end)
         child_end.close()
+    # Nothing is to be saved, and taking the interpreter down would keep the main process waiting.
+    os._exit(0)
 
 
 def _receive(control: socket.socket) -> tuple[bytes, socket.socket] | None:

@@ -78,6 +78,7 @@ class Supervisor:
         self._slots = 1
         self._credit = 0
         self._acks: list[Attempt] = []
+        self._cancelled: dict[Attempt, str] = {}
         self._goal: Callable[[], None] | None = None
         self._goal_deadline = 0.0
         self._retiring: str | None = None
@@ -248,8 +249,15 @@ class Supervisor:
         self._continue_setup()
 
     def _on_cancel(self, message: m.Cancel) -> None:
-        if self._talk:
-            self._talk.kill(message.attempts, message.why)
+        self._cancelled.update(dict.fromkeys(message.attempts, message.why))
+        self._send_cancels()
+
+    def _send_cancels(self) -> None:
+        """Also after every new contact: the cut may have swallowed one."""
+        if self._talk and self._talk.welcomed:
+            self._cancelled = {attempt: why for attempt, why in self._cancelled.items() if self._ledger.find(attempt)}
+            for attempt, why in self._cancelled.items():
+                self._talk.kill([attempt], why)
 
     def _on_recall(self, message: m.Recall) -> None:
         if self._talk:
@@ -416,6 +424,7 @@ class Supervisor:
             talk.kill([flight.attempt for flight in wanted], str(Ending.ABORTED))
         else:
             talk.run([flight for flight in absent if flight.code])
+        self._send_cancels()
         self._send_acks()
         self._continue_setup()
 

@@ -58,6 +58,13 @@ def test_a_broken_file_is_named(tmp_path: Path, text: bytes, place: str) -> None
     assert "\n" not in str(caught.value) and "conf.yaml" in str(caught.value)
 
 
+def test_a_file_from_a_stranger_runs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "conf.yaml").write_text(f"settings: {{a: !!python/object/apply:os.mkdir ['{tmp_path}/made']}}\nsources: {{}}\n")
+    with pytest.raises(SessionError, match="line 1: not YAML that cloudtask wrote"):
+        conf.load(str(tmp_path / "conf.yaml"))
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SessionError, match=r"conf\.yaml cannot be read: No such file"):
         conf.load(str(tmp_path / "conf.yaml"))

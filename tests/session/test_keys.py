@@ -24,8 +24,9 @@ def state_home(private_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_openssh_and_paramiko_read_it(state_home: Path) -> None:
     import paramiko
 
-    line = keys.make_key(UID)
     path = state_home / "cloudtask" / "keys" / UID
+    path.parent.mkdir(mode=0o755, parents=True)
+    line = keys.make_key(UID)
     assert keys.key_path(UID) == str(path)
     assert line.startswith("ssh-ed25519 AAAA") and line.endswith(f" cloudtask-{UID}") and "\n" not in line
     assert paramiko.Ed25519Key.from_private_key_file(str(path)).get_base64() == line.split()[1]
@@ -61,5 +62,5 @@ def test_without_xdg_state_home(private_home: Path, monkeypatch: pytest.MonkeyPa
 
 def test_where_it_cannot_be_written(state_home: Path) -> None:
     state_home.write_text("a file where a folder should be")
-    with pytest.raises(SessionError, match="key cannot be written: .*; set XDG_STATE_HOME"):
+    with pytest.raises(SessionError, match=r"key cannot be written: .*; set XDG_STATE_HOME"):
         keys.make_key(UID)

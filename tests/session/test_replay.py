@@ -148,6 +148,15 @@ def test_results_are_read_back_from_the_journal(tmp_path: Path) -> None:
     assert found[4].span == good(4, worker=3).span
 
 
+def test_results_of_one_job_on_one_line(tmp_path: Path) -> None:
+    """The first that settles the job counts, as in the fold."""
+    ends = [records.End(bad(1), again=True), records.End(good(1, 2)), records.End(bad(1, 3))]
+    path = write(tmp_path / "j", header(1), run(), records.ended(1, ends, NOW))
+    state = replay(path, strict=True)
+    assert state.outcome(1) == "exit 0"
+    assert [result.attempt for result in results(path, state, [1])] == [2]
+
+
 def test_results_of_a_journal_that_changed_meanwhile(tmp_path: Path) -> None:
     path = write(tmp_path / "j", header(1), run(), end(good(1)))
     state = replay(path, strict=True)

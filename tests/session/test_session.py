@@ -54,7 +54,7 @@ def test_equal_lines_are_jobs_of_their_own(tmp_path: Path) -> None:
         assert session.jobs() == [b"same"] * 3
 
 
-@pytest.mark.parametrize("kept", [b"one\n", b"one\n two  'x y' \n\xff\xfe \r\n", b"", b"1\n2\n3\n4\n5\n", b"1\n2\n3\n4"])
+@pytest.mark.parametrize("kept", [b"one\n", b"one\n two  'x y' \n\xff\xfe \r\n", b"", b"1\n2\n3\n4\n5\n", b"1\n2\n3\n4", b"1\n2\n3\n4\n5"])
 def test_a_jobs_file_that_is_not_the_sessions(tmp_path: Path, kept: bytes) -> None:
     with create(tmp_path) as session:
         Path(session.paths.jobs).write_bytes(kept)
