@@ -11,6 +11,7 @@ from .departure import HELD, LEFT, STAYING, Departure
 from .ending import Marks
 from .link import Gone, Link
 from .runner import LOOK_EVERY, NEVER, Runner
+from .stillness import Stillness
 from .store import Store
 from .switchboard import Switchboard
 from .verbs import VERBS
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from .attempt import Attempt
     from .home import Home
 
 VERSION = 1
 _CHECK_EVERY = 60.0
+_STILL = 10.0
+"""Seconds between looks at jobs that the kernel watches for us."""
 _ENOUGH = 256 * 1024
 """Free bytes below which the disk counts as full."""
 
@@ -43,6 +47,7 @@ class Agent:
         self.runner = Runner(self.store, directory)
         self.courier = Courier(self.store)
         self.departure = Departure(self)
+        self._stillness = Stillness(of.file("spool"))
         self.config: "Config | None" = None
         self._lease_end = self.now + 3600.0
         self._hold_until = 0.0
@@ -55,7 +60,7 @@ class Agent:
 
     def _connect_rooms(self) -> None:
         self.board.on_frame, self.board.on_gone, self.board.on_child = self._on_frame, self._on_gone, self._on_child
-        self.runner.started, self.runner.ended = self.courier.started, self.courier.ended
+        self.runner.started, self.runner.ended = self._started, self.courier.ended
         self.runner.returned, self.runner.note = self.courier.returned, self.courier.note
         self.runner.endings.stuck = self.courier.stuck
         self.runner.worried = self.check_disk
@@ -213,10 +218,7 @@ class Agent:
         self.runner.check_limits(now)
         self.runner.sum_further()
         if self.runner.running and now >= self._next_look:
-            self._next_look = now + LOOK_EVERY
-            self.runner.look()
-            for attempt in self.runner.running.values():
-                self.courier.written(attempt)
+            self._look(now)
         if self.runner.running and now >= self._next_second:
             self._each_second(now)
         if now >= self._next_check or self.board.hung_up:
@@ -227,10 +229,31 @@ class Agent:
         if now >= (self._hold_until or self._lease_end):
             self._lease_is_over(now)
 
+    def _look(self, now: float) -> None:
+        """See what the running attempts have written.  While they write nothing the kernel is asked to say when they do."""
+        was_still = self._stillness.kept
+        seen = self.runner.look()
+        if self._stillness.observe(seen, now) and not was_still:
+            self.board.watch(self._stillness.fd, self._disturbed)
+            if self.runner.look() != seen:
+                self._stillness.end()  # written before the watch was up
+        self._next_look = now + (_STILL if self._stillness.kept else LOOK_EVERY)
+        for attempt in self.runner.running.values():
+            self.courier.written(attempt)
+
+    def _disturbed(self) -> None:
+        self._stillness.end()
+        self._next_look = self._next_second = 0.0
+
+    def _started(self, attempt: "Attempt") -> None:
+        if self._stillness.kept:
+            self._disturbed()
+        self.courier.started(attempt)
+
     def _each_second(self, now: float) -> None:
         if now - self._next_second > 1:
             self.runner.each_second()  # nothing ran for a while: what was known then says nothing
-        self._next_second = now + 1
+        self._next_second = now + (_STILL if self._stillness.kept else 1)
         self.runner.each_second()
         self.check_disk()
 

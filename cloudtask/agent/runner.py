@@ -286,13 +286,14 @@ class Runner:
         """When `check_limits` has something to do."""
         return min(self._nearest, self.endings.due or NEVER)
 
-    def look(self) -> None:
-        """See what has been written since the last look."""
-        if not self.running or self._config is None:
-            return
+    def look(self) -> "list[tuple[int, int, int]]":
+        """See how much each running attempt has written: its key, and the bytes of its two streams."""
+        if self._config is None:
+            return []
         for attempt in self.running.values():
             self.store.spool.look(attempt.out, self._config.max_output)
             self.store.spool.look(attempt.err, self._config.max_output)
+        return [(attempt.key, attempt.out.length, attempt.err.length) for attempt in self.running.values()]
 
     def each_second(self) -> None:
         """Remember how many processes the kernel has killed until now, and until a second ago: a job's KILL is judged by that."""

@@ -36,6 +36,8 @@ class Switchboard:
         self._socket_mark: "tuple[int, int] | None" = None
         self.hung_up = False
         """SIGHUP has come: somebody cannot find the socket."""
+        self._watched_fd = -1
+        self._on_watched: "Callable[[], None]" = _nothing
         self._wake_fd = self._catch_signals()
         self._watch_listener()
 
@@ -52,6 +54,12 @@ class Switchboard:
     def _on_hangup(self, number: int, frame: object) -> None:
         self.hung_up = True
 
+    def watch(self, fd: int, call: "Callable[[], None]") -> None:
+        """Call when there is something to read."""
+        if fd != self._watched_fd:
+            self._watched_fd, self._on_watched = fd, call
+            self._poll.register(fd, select.POLLIN)
+
     @property
     def links(self) -> "set[Link]":
         """All connections, whether they have said hello or not."""
@@ -66,6 +74,8 @@ class Switchboard:
                 self._on_caller()
             elif fd in self._links:
                 self._on_link(self._links[fd], fd)
+            elif fd == self._watched_fd:
+                self._on_watched()
 
     def _on_signal(self) -> None:
         try:

@@ -222,3 +222,25 @@ def test_max_output_is_cut_and_marked(controller: Controller) -> None:
     assert len(controller.out().read_bytes()) == 1000
     (item,) = [item for record in controller.journal() for item in record.get("ended", [])]
     assert item["cut"]
+
+
+def test_a_job_that_was_long_silent_is_heard_at_once(controller: Controller) -> None:
+    gate = controller.directory / "gate"
+    code = f"while [ ! -e {gate} ]; do sleep 0.05; done; echo spoken; while [ -e {gate} ]; do sleep 0.05; done; :"
+    process = controller.start("--split=1", code, jobs=b"x\n")
+    log = controller.session() / "workers" / "1.log"
+    wait_until(
+        lambda: any("anon_inode:inotify" in os.readlink(fd) for pid in controller.agents() for fd in descriptors(pid)), "the kernel watches"
+    )
+    gate.touch()
+    began = time.monotonic()
+    wait_until(lambda: b"\nspoken\n" in log.read_bytes(), "its word is in the log")
+    assert time.monotonic() - began < 5, "it was found by the look that comes every ten seconds"
+    gate.unlink()
+    assert controller.finish(process) == 0
+
+
+def descriptors(pid: int) -> list[str]:
+    """The links of a process's open descriptors."""
+    directory = f"/proc/{pid}/fd"
+    return [f"{directory}/{name}" for name in os.listdir(directory)]
