@@ -40,7 +40,8 @@ class Agent:
         self.now = time.monotonic()
         self.survives = survives
         self.session, _, number = of.key.partition("~")[0].rpartition(".")
-        self._marks = Marks(self.session, int(number) if number.isdigit() else 0)
+        self.worker = int(number) if number.isdigit() else 0
+        self._marks = Marks(self.session, self.worker)
         self._guardian = guardian.Guardian(of, self._marks)
         self.board = Switchboard(of, listener)
         self.store = Store(of)
@@ -145,6 +146,8 @@ class Agent:
         codec.whole(header.get("version"), 1)
         rank = codec.whole(header.get("epoch")), codec.whole(header.get("connection"))
         config = Config(rank[0], header.get("config"))
+        if (config.session, config.worker) != (self.session, self.worker):
+            raise codec.ProtocolError("this is the agent of %s.%d" % (self.session, self.worker))
         highest = self._highest()
         if rank < highest or (rank == highest and link is not self.courier.link):
             link.tell({"t": "overtaken", "epoch": highest[0]})
@@ -155,13 +158,13 @@ class Agent:
                 other.tell({"t": "overtaken", "epoch": rank[0]})
                 self.board.dismiss(other)
         link.rank, link.leave_by = rank, 0.0
-        self._obey(link, config, highest[0])
+        self._obey(link, config, highest[0], header)
 
     def _highest(self) -> "tuple[int, int]":
         epoch, connection = self.home.state.get("epoch", 0), self.home.state.get("connection", -1)
         return (epoch, connection) if isinstance(epoch, int) and isinstance(connection, int) else (0, -1)
 
-    def _obey(self, link: Link, config: Config, epoch_before: int) -> None:
+    def _obey(self, link: Link, config: Config, epoch_before: int, header: "dict[str, object]") -> None:
         """Take over the settings, and tell all that is known.  On a connection that has said hello before, nothing is asked for again."""
         assert link.rank
         if link is not self.courier.link:
@@ -170,14 +173,14 @@ class Agent:
         self.config = config
         self.runner.configure(config)
         self.departure.come_back()
-        self._welcome(epoch_before)
+        self._welcome(epoch_before, header.get("acked") is not False)
         self.home.remember(epoch=link.rank[0], connection=link.rank[1], grace=config.grace)
         self.renew_lease()
         self.check_disk()
         if config.public_key and not self.departure.under_way:
             self._authorise(config.public_key)
 
-    def _welcome(self, epoch: int) -> None:
+    def _welcome(self, epoch: int, acked: bool) -> None:
         self.courier.tell(
             {
                 "t": "welcome", "version": VERSION, "epoch": epoch, "pid": os.getpid(), "cpus": system.processors(),
@@ -186,7 +189,7 @@ class Agent:
                 "root": os.getuid() == 0, "home": self.home.path, "leaving": self.departure.under_way,
             }
         )  # fmt: skip
-        self.courier.inventory()
+        self.courier.inventory(acked)
         self.home.fresh = False
         if not self.survives:
             self.courier.note("this machine ends what a logout leaves behind: jobs will not survive a cut of the connection")
@@ -270,7 +273,7 @@ class Agent:
             self.runner.empty_queue("the lease is over")
             self._hold_until = now + HELD
         if self.runner.idle and (now >= self._hold_until or not self.store.left()):
-            self.departure.begin()
+            self.departure.begin(keep=False)
             self._lease_end, self._hold_until = NEVER, 0.0
 
     # --- disk --------------------------------------------------------------------------------------------------------

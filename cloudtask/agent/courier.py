@@ -63,10 +63,10 @@ class Courier:
         """A line for the worker's log."""
         self.tell({"t": "note", "text": text[:2000]})
 
-    def inventory(self) -> None:
-        """All rows, in frames of at most 2000."""
+    def inventory(self, acked: bool = True) -> None:
+        """All rows, in frames of at most 2000; without those of acknowledged attempts where the controller says so."""
         rows: "list[str]" = []
-        for row in self._store.rows():
+        for row in self._store.rows(acked):
             if len(rows) == _ROWS:
                 self._tell_rows(rows, False)
                 rows = []

@@ -28,10 +28,12 @@ class Departure:
         self._agent = agent
         self.phase = STAYING
         self._until = 0.0
+        self._held = HELD
 
-    def begin(self) -> None:
-        """Abort or finish.  Once begun it goes through, whatever becomes of the connection."""
+    def begin(self, keep: bool = True) -> None:
+        """Abort or finish.  Once begun it goes through, whatever becomes of the connection.  ``keep``: results may be fetched later."""
         if self.phase == STAYING:
+            self._held = HELD if keep else 0.0
             self.phase = ENDING
             self._agent.runner.empty_queue("aborted")
             everything = list(self._agent.runner.running.values())
@@ -57,13 +59,14 @@ class Departure:
             self._until = now + FAREWELL
             self.phase = TELLING
         if self.phase == TELLING and (self._agent.courier.quiet or now >= self._until):
-            self._until = now + HELD
+            self._until = now + self._held
             self.phase = WAITING
             if self._agent.store.left():
                 self._done()
         if self.phase == WAITING and (now >= self._until or not self._agent.store.left()):
-            self._done()
+            # Gone first, then said: whoever hears of it may look.
             self._agent.home.remove()
+            self._done()
             self.phase = LEFT
 
     def due_at(self) -> float:
@@ -72,7 +75,7 @@ class Departure:
 
     def _run_post(self) -> None:
         agent = self._agent
-        if agent.config is None or not agent.config.post or agent.store.trouble:
+        if agent.config is None or not agent.config.post:
             return
         number = agent.config.epoch
         while agent.store.knows(key_of(POST, number)):

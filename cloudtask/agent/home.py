@@ -148,7 +148,7 @@ class Home:
         self.rebooted = whose == REBOOTED
         self.key = os.path.basename(path)
         self.lock_fd = -1
-        self.state = {}  # type: dict[str, object]
+        self.state: "dict[str, object]" = {}
         self.identity = system.identity()
 
     def file(self, *names: str) -> str:
@@ -223,47 +223,53 @@ class Home:
 
     def remove_socket(self) -> None:
         """Remove the socket, and the directory of sockets if that is empty now."""
-        try:
-            os.unlink(self.socket_path())
-            os.rmdir(os.path.dirname(self.socket_path()))
-        except OSError:
-            pass  # other agents use it
+        for path in self.socket_paths():
+            try:
+                os.unlink(path)
+                os.rmdir(os.path.dirname(path))
+            except OSError:
+                pass  # others use the directory, or it is the home
 
-    def socket_path(self) -> str:
-        """Where the agent of this home listens.  Short enough for any system, and one for each home of this machine."""
+    def socket_paths(self) -> "list[str]":
+        """Where the agent of this home may listen: in /tmp, or in the home itself where another user has taken that name.
+
+        The first is short enough for any system, and one for each home of this machine.
+        """
         whose = os.fsencode("\0".join([os.path.realpath(self.path)] + self.identity))
-        return "/tmp/cloudtask-%d/%s-%08x%08x" % (os.getuid(), self.key[-40:], zlib.crc32(whose), zlib.crc32(whose[::-1]))
+        name = "%s-%08x%08x" % (self.key[-40:], zlib.crc32(whose), zlib.crc32(whose[::-1]))
+        return ["/tmp/cloudtask-%d/%s" % (os.getuid(), name), self.file("socket")]
 
     def listen(self) -> "socket.socket":
-        """A listening socket at `socket_path`, which is taken from whoever had it.  Raises OSError."""
-        path = self.socket_path()
-        for attempt in (1, 2, 3):
-            private_directory(os.path.dirname(path))
+        """A listening socket at one of `socket_paths`, which is taken from whoever had it.  Raises OSError."""
+        trouble: "OSError | None" = None
+        for path in self.socket_paths() * 2:  # twice: an agent that leaves may have removed the directory at the wrong moment
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
+                private_directory(os.path.dirname(path))
                 if os.path.lexists(path):
                     os.unlink(path)
                 listener.bind(path)
                 listener.listen(16)
                 return listener
-            except OSError:
+            except OSError as error:
                 listener.close()
-                if attempt == 3:
-                    raise
-        raise AssertionError("unreachable")
+                trouble = error
+        assert trouble
+        raise trouble
 
     def connect(self) -> "socket.socket | None":
         """A connection to the agent of this home, or None.  Raises OSError where somebody else's process answers."""
-        path = self.socket_path()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            private_directory(os.path.dirname(path))
-            connection.connect(path)
-        except OSError:
-            connection.close()
-            return None
-        check_peer(connection)
-        return connection
+        for path in self.socket_paths():
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                private_directory(os.path.dirname(path))
+                connection.connect(path)
+            except OSError:
+                connection.close()
+                continue
+            check_peer(connection)
+            return connection
+        return None
 
 
 def check_peer(connection: "socket.socket") -> None:
@@ -296,7 +302,7 @@ def _claim(base: str, key: str, ours: "list[str]") -> "Home | None":
 def find(key: str) -> Home:
     """The home for ``key`` on this machine, made if there is none.  Raises OSError where none can be had."""
     ours = system.identity()
-    trouble = None  # type: OSError | None
+    trouble: "OSError | None" = None
     for base in bases():
         for _ in range(5):
             try:

@@ -104,8 +104,8 @@ class Runner:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs, waits or is being concluded."""
-        return not (self.running or self.queue or self.summing)
+        """Nothing runs, waits or is being concluded, but for what cannot be ended."""
+        return not (self.queue or self.summing) and all(attempt.stuck for attempt in self.running.values())
 
     @property
     def hungry(self) -> bool:

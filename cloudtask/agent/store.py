@@ -174,9 +174,9 @@ class Store:
         """How many results of jobs nobody has fetched and acknowledged.  Set-up and clean-up commands do not count."""
         return sum(1 for attempt in self.unacked.values() if attempt.state not in (QUEUED, LOST) and attempt.job > 0)
 
-    def rows(self) -> "Iterator[str]":
+    def rows(self, acked: bool) -> "Iterator[str]":
         """The inventory, as JSON rows."""
-        for key, result in self.acked.items():
+        for key, result in self.acked.items() if acked else ():
             job, number = key >> 32, key & 0xFFFFFFFF
             yield '[%d,%d,"acked",%s]' % (job, number, result)
         for attempt in self.unacked.values():

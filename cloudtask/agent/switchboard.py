@@ -32,6 +32,8 @@ class Switchboard:
         self.on_child: "Callable[[], None]" = _nothing
         self._poll = select.poll()
         self._links: "dict[int, Link]" = {}
+        self._callers: "dict[int, socket.socket]" = {}
+        """Those that have not handed over anything yet."""
         self._listener = listener
         self._socket_mark: "tuple[int, int] | None" = None
         self.hung_up = False
@@ -72,6 +74,8 @@ class Switchboard:
                 self._on_signal()
             elif fd == self._listener.fileno():
                 self._on_caller()
+            elif fd in self._callers:
+                self._on_hand_over(self._callers.pop(fd))
             elif fd in self._links:
                 self._on_link(self._links[fd], fd)
             elif fd == self._watched_fd:
@@ -87,14 +91,19 @@ class Switchboard:
     # --- connections -------------------------------------------------------------------------------------------------
 
     def _on_caller(self) -> None:
-        """`attach` has connected: it hands over a controller's connection."""
+        """`attach` has connected."""
         try:
             caller, _ = self._listener.accept()
         except OSError:
             return
+        self._callers[caller.fileno()] = caller
+        self._poll.register(caller.fileno(), select.POLLIN)
+
+    def _on_hand_over(self, caller: "socket.socket") -> None:
+        """It hands over a controller's connection."""
+        self._poll.unregister(caller.fileno())
         try:
             home.check_peer(caller)
-            caller.settimeout(5)
             fds = receive_descriptors(caller)
             if fds:
                 self._add(Link(fds[0], fds[1], caller))
@@ -211,7 +220,7 @@ class Switchboard:
 
     def _socket_on_disk(self) -> "tuple[int, int] | None":
         try:
-            found = os.stat(self._home.socket_path())
+            found = os.stat(self._listener.getsockname())
         except OSError:
             return None
         return found.st_ino, found.st_dev

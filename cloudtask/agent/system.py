@@ -108,7 +108,7 @@ def process_table() -> "dict[int, Process]":
 
 def with_descendants(found: "set[int]", table: "dict[int, Process]") -> "set[int]":
     """``found`` and all that it has started, as far as the process table still tells."""
-    children = {}  # type: dict[int, list[int]]
+    children: "dict[int, list[int]]" = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process.pid)
     todo, seen = list(found), set(found)

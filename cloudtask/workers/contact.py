@@ -58,6 +58,11 @@ class Background:
         self._outcomes.put(outcome)
         self._wake_write.send(b"\0")
 
+    def close(self) -> None:
+        """Let go of the wake-up sockets; a call that still runs is not waited for."""
+        self._wake_read.close()
+        self._wake_write.close()
+
     def outcome(self) -> object:
         """What the call returned, or the error it raised.  Only when readable."""
         with contextlib.suppress(BlockingIOError):

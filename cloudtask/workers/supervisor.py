@@ -36,6 +36,7 @@ from cloudtask.workers.worker_log import WorkerLog
 _BACKLOG_POLL = 0.01
 _PREFETCH_SECONDS = 0.25
 _LAST_TRIES = 3
+_LAST_ACKNOWLEDGEMENT = 10.0
 
 
 def supervise(spec: m.WorkerSpec, sock: socket.socket) -> None:
@@ -451,8 +452,11 @@ class Supervisor:
         self._contact.next_try = time.monotonic() + 0.5
 
     def _frame_done(self, header: dict[str, Any], payload: bytes) -> None:
-        if self._goal:
-            self._leave(clean=not header["left"])
+        if self._goal and header["left"]:
+            # It waits for its results to be acknowledged, which the main process does as they come in; then it says so again.
+            self._goal_deadline = min(self._goal_deadline, time.monotonic() + _LAST_ACKNOWLEDGEMENT)
+        elif self._goal:
+            self._leave(clean=True)
         else:
             # It went on with an abort that an earlier run had asked for: what we want needs another agent.
             self._cut("the agent has ended, as an earlier run told it to")

@@ -170,7 +170,7 @@ class Client:
         while not self.eof:
             self._receive(deadline)
 
-    def hello(self, epoch: int = 1, connection: int = 1, **config: Any) -> dict[str, Any]:
+    def hello(self, epoch: int = 1, connection: int = 1, acked: bool = True, **config: Any) -> dict[str, Any]:
         """Say hello; returns the welcome.  ``config`` as in the contract, with small defaults."""
         session, _, worker = self.key.rpartition(".")
         values = {
@@ -178,7 +178,8 @@ class Client:
             "workdir": None, "post": None, "post_timeout": 30, "public_key": None, "heartbeat": 15, **config,
         }  # fmt: skip
         before = self.kinds().count("welcome")
-        self.send({"t": "hello", "version": wire.VERSION, "epoch": epoch, "connection": connection, "config": values})
+        header = {"t": "hello", "version": wire.VERSION, "epoch": epoch, "connection": connection, "acked": acked, "config": values}
+        self.send(header)
         self.pump(lambda: self.kinds().count("welcome") > before and self._inventory_ends(), "welcome")
         return self.wait("welcome")
 

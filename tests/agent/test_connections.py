@@ -294,6 +294,40 @@ def test_a_caller_that_hands_over_nothing_is_let_go(connect: Connect) -> None:
     client.wait("beat")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give directories away")
+def test_another_user_who_took_the_sockets_name_is_no_obstacle(connect: Connect, home: Path) -> None:
+    folder = f"/tmp/cloudtask-{os.getuid()}"
+    taken = f'mkdir -p {folder}; mount -t tmpfs -o uid=65534,mode=0777 tmpfs {folder} && eval "$1"'
+    shell = ["unshare", "-m", "/bin/sh", "-c", taken, "sh"]
+    first = connect(shell=shell)
+    pid = first.start()["pid"]
+    assert (first.agent_home / "socket").is_socket()
+    second = connect(shell=shell)
+    assert second.start(connection=2)["pid"] == pid
+
+
+def test_the_agent_of_another_worker_is_not_spoken_to(connect: Connect) -> None:
+    client = connect("s1.1")
+    client.greet()
+    with pytest.raises(AssertionError, match="closed"):
+        client.hello(worker=2)
+    assert "the agent of s1.1" in client.wait("note")["text"]
+
+
+def test_acknowledged_rows_are_left_out_where_nobody_wants_them(connect: Connect) -> None:
+    client = connect()
+    client.start()
+    client.run({1: b"true", 2: b"true"})
+    client.result(1)
+    client.result(2)
+    client.ack((1, 1))
+    client.close()
+    second = connect()
+    second.greet()
+    second.hello(connection=2, acked=False)
+    assert list(second.inventory()) == [(2, 1)]
+
+
 def test_two_first_connections_at_once_make_one_agent(connect: Connect, home: Path) -> None:
     clients = [connect() for _ in range(4)]
     for client in clients:

@@ -153,7 +153,7 @@ def test_one_signal_aborts(controller: Controller, number: signal.Signals) -> No
 
 def test_two_signals_leave_at_once(controller: Controller) -> None:
     """The second one does not wait for jobs that take their time to end; the agent finishes the abort."""
-    start(controller, "--kill-grace=20s", body="trap '' TERM; sleep 0.4;")
+    start(controller, "--kill-grace=20s", body="trap '' TERM; if [ {} -lt 5 ]; then sleep 0.2; else sleep 4; fi;")
     slow = controller.runs[0]
     slow.send_signal(signal.SIGTERM)
     wait_until(lambda: "SIGTERM" in controller.said(), "the first signal is taken")

@@ -58,3 +58,4 @@ def test_background_calls_report_outcomes_and_expected_errors() -> None:
     background.start(fails)
     assert select.select([background], [], [], 10)[0]
     assert isinstance(background.outcome(), ConnectError)
+    background.close()
