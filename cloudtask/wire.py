@@ -2,6 +2,35 @@
 
 The transport runs `launch_command` on the worker.  Whatever login scripts print first is passed over by `Greeting`, which finds the
 mark; only then `agent_payload` is sent, and frames follow in both directions at once.
+
+An attempt is ``[job, attempt]``; pre is job -1 and post -2.  To the agent:
+
+========  =============================================================================================================
+hello     version, epoch, connection, config (session, worker, slots, grace, lease, max_output, env, workdir, post,
+          post_timeout, public_key, heartbeat).  Only the highest (epoch, connection) is obeyed
+run       jobs: ``[job, attempt, timeout, size]``; the payload is their codes one after the other; size -1: staged before
+code      job, attempt: the next piece of a long code, in the payload
+want      jobs: ``[job, attempt, out, err]``: deliver these old attempts, their output from those positions on
+ack       jobs: the controller has their results on disk; the agent keeps the bare outcome
+kill      jobs, why (aborted, superseded); recall: count unstarted ones back
+ready     set-up is complete; remembered in the agent's home
+beat      n: renews the lease
+abort     end all jobs, give back what waits, run post, take the key out, and go once nothing is unacknowledged
+finish    the same where nothing runs
+========  =============================================================================================================
+
+From the agent:
+
+=========  ============================================================================================================
+welcome    version, epoch (before this hello), pid, cpus, python, identity, fresh, rebooted, ready, survives, root, home
+inventory  rows of ``[job, attempt, state, result]``, last; state is queued, running, ended, acked or lost
+started    jobs: ``[job, attempt, slot]``
+out        job, attempt, stream (1, 2), position; the payload is the piece
+ended      jobs: results ``[job, attempt, slot, ending, value, seconds, cpu, memory, out, err, crc_out, crc_err, cut,
+           inline_out, inline_err]``; the payload is the output that no ``out`` frame has brought, in order
+returned   jobs, why: never will start; refused: jobs that are known already; stuck: jobs that cannot be killed
+full       error: the disk is full; note: text for the log; beat: n, free; overtaken: epoch; done: left unacknowledged
+=========  ============================================================================================================
 """
 
 from __future__ import annotations

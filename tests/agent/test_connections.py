@@ -226,7 +226,7 @@ def test_garbage_ends_the_connection_and_nothing_else(connect: Connect, number: 
     assert other.start(connection=2)["pid"] == pid
     other.send({"t": "want", "jobs": [[1, 1, 0, 0]]})
     other.result(1)
-    assert other.stdout(1) == b"survived\n"
+    assert other.stdout(1) == b"survived\n", (other.results, client.results)
     assert not (client.agent_home / "trouble").exists()
 
 
