@@ -162,7 +162,7 @@ class Client:
 
     def wait(self, kind: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """The newest frame of a type, as soon as there is one."""
-        return self.pump(lambda: next((h for h, _ in reversed(self.frames) if h["t"] == kind), None), kind, seconds)  # type: ignore[no-any-return]
+        return self.pump(lambda: next((h for h, _ in reversed(self.frames) if h["t"] == kind), None), kind, seconds)  # type: ignore[no-any-return]  # frames hold plain JSON
 
     def wait_eof(self, seconds: float = PATIENCE) -> None:
         """The agent closes the connection."""
@@ -204,7 +204,7 @@ class Client:
 
     def result(self, job: int, number: int = 1, seconds: float = PATIENCE) -> list[Any]:
         """An attempt's result, as soon as it is there."""
-        return self.pump(lambda: self.results.get((job, number)), f"the end of {job}", seconds)  # type: ignore[no-any-return]
+        return self.pump(lambda: self.results.get((job, number)), f"the end of {job}", seconds)  # type: ignore[no-any-return]  # frames hold plain JSON
 
     def started(self) -> set[tuple[int, int]]:
         """The attempts whose start has been told."""
