@@ -85,7 +85,7 @@ class Run:
         self._public_key: str | None = None
         self._timers: dict[str, float] = {}
         self._run_number = session.state.runs + 1
-        self._jobs = Jobs(command=plan.command, lines=session.jobs())
+        self._jobs = Jobs(command=plan.command, lines=session.jobs() if plan.lines is None else plan.lines)
         self._fleet = Fleet(forkserver, self._selector, self._make_spec)
         self._turn = Turn(lambda data: _nothing(session.append(data)), session.sync, self._fleet.post, self._say)
         self._relay: Relay | None = None
