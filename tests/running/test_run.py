@@ -244,3 +244,20 @@ def descriptors(pid: int) -> list[str]:
     """The links of a process's open descriptors."""
     directory = f"/proc/{pid}/fd"
     return [f"{directory}/{name}" for name in os.listdir(directory)]
+
+
+def test_the_value_of_a_bare_variable_is_saved_nowhere(controller: Controller) -> None:
+    assert controller.run("--env=TOKEN", "[ ${#TOKEN} = 6 ] && exit", jobs=b"4\n", TOKEN="s3cret") == 1
+    assert "exit 4" in controller.said()
+    for path in controller.session().rglob("*"):
+        assert path.is_dir() or b"s3cret" not in path.read_bytes()
+    assert controller.run("--retry=1") == 2
+    assert "TOKEN" in controller.said() and len(controller.said().splitlines()) == 1
+
+
+def test_retry_at_most_once_wants_force(controller: Controller) -> None:
+    assert controller.run("--at-most-once", f"echo begin {{}} >> {controller.witness}; false", jobs=b"a\n") == 1
+    assert controller.run("--retry=1") == 2
+    assert "--force" in controller.said() and controller.begun()["a"] == 1
+    assert controller.run("--retry=1", "--force") == 1
+    assert controller.begun()["a"] == 2
