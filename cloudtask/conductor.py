@@ -163,7 +163,7 @@ class Conductor:
             settled = any(type(action) is s.Settled and action.job == result.job for action in answer)
             ends.append(records.End(result, not settled))
             self._remember(member, attempt, result)
-            self._say(member, f"{result.describe()} # {self._label(attempt)}", important=not result.succeeded)
+            self._say(member, f"{result.status()} # {self._label(attempt)}", important=not result.succeeded)
             if retry:
                 self._say(member, f"will retry ({retry.failures} of {retry.of})")
             self._labels.pop(attempt, None)

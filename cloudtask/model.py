@@ -63,6 +63,10 @@ class Result(NamedTuple):
             return f"{self.ending} {self.value}"
         return str(self.ending)
 
+    def status(self) -> str:
+        """The same for status lines, with the original's word for an attempt that we ended."""
+        return "terminated" if self.ending is Ending.ABORTED else self.describe()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Address:

@@ -137,7 +137,7 @@ class Ledger:
         del self._flights[flight.attempt]
         if flight.attempt.job > 0:
             self._durations.append(elapsed)
-            self._log.status(flight.slot, f"{result.describe()} # {flight.label}")
+            self._log.status(flight.slot, f"{result.status()} # {flight.label}")
         self._leave_slot(flight)
         return flight, result
 

@@ -146,6 +146,7 @@ def test_one_signal_aborts(controller: Controller, number: signal.Signals) -> No
     controller.runs[0].send_signal(number)
     assert controller.finish(controller.runs[0]) == 128 + number, controller.said()
     assert controller.agent_homes() == []
+    assert "terminated # " in controller.said()
     assert "--resume=1" in controller.said()
     finish_by_resume(controller)
     check_at_least_once(controller)
