@@ -291,8 +291,16 @@ class Conductor:
     def begin(self, member: Member) -> None:
         """Start to use a worker: the journal knows of it before it is contacted."""
         key = not member.address.local
+        # At once, so that nobody takes it for a spare any more, and that a resume waits for its answer.
+        member.move(WorkerState.CONNECTING)
         self._turn.record(records.worker(member.number, member.address, transport=self._fleet.transport_of(member), key=key))
-        self._turn.afterwards(lambda: self._fleet.start(member))
+        self._turn.afterwards(lambda: self._start(member))
+
+    def _start(self, member: Member) -> None:
+        if self.finished or self._keeps_doubt:
+            member.move(WorkerState.GONE)
+        else:
+            self._fleet.start(member)
 
     def _gone(self, member: Member, message: m.Gone, now: float) -> None:
         self._turn.record(records.released(member.number, time.time()) if message.clean else b"")
