@@ -1,7 +1,8 @@
 """An overlay as a tar stream for GNU tar on the worker: for workers, or controllers, without rsync.
 
-The modes of the files are worked out here, as rsync would have them, and GNU tar is told to take them as they are: of what exists on the
-worker it knows only to keep directories.
+The modes of the files are worked out here, as rsync would have them, and GNU tar is told to take them as they are.  Folders that exist on
+the worker are left out of the stream: to keep one as it is, GNU tar (1.34) makes it 0700 for as long as it unpacks, which shuts everybody
+else out of ``/usr``, for ever where it is killed meanwhile, and which fails for who does not own ``/home``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _EXECUTE = 0o111
 def send_by_tar(connection: Connection, overlay: str, root: str, umask: int, *, log: Callable[[bytes], None], limit: Limit) -> None:
     """Pack ``overlay`` and have it unpacked in ``root``; ``umask`` is the login user's.  Raises SetupError with what tar said last."""
     entries = list(_entries(overlay))
+    kept = _existing_folders(connection, root, [name for name, info in entries if stat.S_ISDIR(info.st_mode)], limit)
+    entries = [(name, info) for name, info in entries if name not in kept]
     existing = _existing_modes(connection, root, [name for name, info in entries if stat.S_ISREG(info.st_mode)], limit)
     said = bytearray()
 
@@ -60,6 +63,14 @@ def _entries(overlay: str) -> Iterator[tuple[str, os.stat_result]]:
                 yield name, entry.stat(follow_symlinks=False)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(name)
+
+
+def _existing_folders(connection: Connection, root: str, names: list[str], limit: Limit) -> set[str]:
+    """Those of the folders that are on the worker already, or links to folders."""
+    paths = {os.fsencode(os.path.join(root, name)): name for name in names}
+    look = shlex.quote('for each; do [ -d "$each" ] && printf "%s\\0" "$each"; done')
+    answer = ask(connection, f"xargs -0 sh -c {look} sh", limit, b"".join(path + b"\0" for path in paths)) if names else b""
+    return {paths[path] for path in answer.split(b"\0") if path in paths}
 
 
 def _existing_modes(connection: Connection, root: str, names: list[str], limit: Limit) -> dict[bytes, int]:
