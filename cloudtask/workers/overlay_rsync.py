@@ -37,6 +37,8 @@ OPTIONS = (
     # No file name goes through the worker's shell.  (Called --secluded-args since 3.2.6, which still knows the old name.)
     "--protect-args",
 )
+_MARK = b"cloudtask-rsync:\n"
+"""What the worker says before rsync does: a login script may have printed things before."""
 _CHUNK = 1 << 16
 _TICK_MS = 200
 _CONGESTED_MS = 10
@@ -94,6 +96,8 @@ class _Relay:
         self._to_shim = b""
         self._reading_shim = self._reading_channel = self._talking = True
         self._complained = b""
+        self._noise: bytes | None = b""
+        """What came before the mark; None behind it."""
         self.said = bytearray()
 
     def run(self, limit: Limit) -> None:
@@ -132,7 +136,8 @@ class _Relay:
         self._shim.settimeout(10)
         words = rsh.read_words(self._shim)
         self._shim.setblocking(False)
-        self._channel = self._connection.open(shlex.join(os.fsdecode(word) for word in words))
+        script = f"echo {_MARK.decode().strip()}; exec {shlex.join(os.fsdecode(word) for word in words)}"
+        self._channel = self._connection.open(f"exec /bin/sh -c {shlex.quote(script)}")
 
     def _wait(self) -> set[int]:
         poll = select.poll()
@@ -193,6 +198,9 @@ class _Relay:
                 if not self._to_shim:
                     self._end_shim(shim, channel)
                     return
+                self._to_shim = self._behind_mark(self._to_shim)
+                if not self._to_shim:
+                    continue
             try:
                 sent = shim.send(self._to_shim)
             except BlockingIOError:
@@ -202,8 +210,16 @@ class _Relay:
                 return
             self._to_shim = self._to_shim[sent:]
 
+    def _behind_mark(self, data: bytes) -> bytes:
+        if self._noise is None:
+            return data
+        before, mark, behind = (self._noise + data).partition(_MARK)
+        self._noise = None if mark else before[-_CHUNK:]
+        return behind
+
     def _end_shim(self, shim: socket.socket, channel: Channel) -> None:
         self._reading_channel = False
+        self._say(self._noise or b"")
         status = exit_status(channel)
         if status is not None:
             with open(self._listener.getsockname() + rsh.STATUS_SUFFIX, "w") as file:
