@@ -119,7 +119,9 @@ class Contact:
 
     def away(self) -> bool:
         """True once, when a known worker has not answered the first tries."""
-        if self.away_told or not (self.failures >= FIRST_CONTACT_TRIES or time.monotonic() - self.since > FIRST_CONTACT_SECONDS):
+        if self.away_told or not self._known:
+            return False
+        if self.failures < FIRST_CONTACT_TRIES and time.monotonic() - self.since <= FIRST_CONTACT_SECONDS:
             return False
         self.away_told = True
         return True
