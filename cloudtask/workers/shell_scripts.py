@@ -259,6 +259,13 @@ finish_group() { # what is left of the job's group ends
   naps=0
   while alive "$pgid" && test $naps -lt 600; do nap; naps=$((naps + 1)); done
 }
+ended() { # STATUS
+  finish_group
+  test -z "$lost" || return 0
+  flow 1152921504606846976
+  used=$(tail -n 1 "$b.end" 2>/dev/null)
+  echo "X $1 $unstarted ${used:-0m0s 0m0s}"
+}
 tell() {
   trap '' PIPE
   exec 3<&- 5<"$b.out" 6<"$b.err"
@@ -269,15 +276,13 @@ tell() {
     start) pgid=$p; echo "S $p"; test -z "$lost" || finish_group;;
     unstarted) unstarted=1;;
     refused) unstarted=2;;
-    tick) lives "$runner" || break; flow 1048576; echo T;;
-    cut) lost=1; : >"$b.lost"; finish_group;;
-    end)
-      finish_group
-      test -z "$lost" || break
-      flow 1152921504606846976
-      used=$(tail -n 1 "$b.end" 2>/dev/null)
-      echo "X $p $unstarted ${used:-0m0s 0m0s}"
+    tick)
+      if lives "$runner"; then flow 1048576; echo T; continue; fi
+      # Killed, or it has ended meanwhile: then the word of that is still behind this one.
+      { read -r p q <"$b.end"; } 2>/dev/null && ended "$p"
       break;;
+    cut) lost=1; : >"$b.lost"; finish_group;;
+    end) ended "$p"; break;;
     esac
   done
   kill "$feeder" 2>/dev/null

@@ -125,6 +125,11 @@ class Driver:
         jobs = [[number, 1, timeout, len(code)] for number, code in enumerate(codes, first)]
         self.peer.send({"t": "run", "jobs": jobs}, b"".join(codes))
 
+    def until_quiet(self, seconds: float) -> None:
+        """Take in what comes for so long."""
+        deadline = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > deadline)
+
     def until(self, condition: Callable[[], object], seconds: float = 15) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -407,6 +412,31 @@ def test_a_killed_wrapper_means_a_lost_job_that_is_ended(connect: Any, tmp_path:
     assert not lives(read_number(tmp_path / "job"))
     (tmp_path / "go").touch()
     assert driver.until_ended(2) == [("exit", 0)]
+
+
+def test_a_job_that_ends_as_it_is_asked_for_output_is_not_lost(connect: Any, home: Path) -> None:
+    """The question stands before the job's last word, whose script has gone by the time that it is read."""
+    driver = connect().hello()
+    driver.run(b"while test ! -e ~/go; do sleep 0.05; done; exit 3")
+    driver.until(lambda: any(header["t"] == "started" for header, _ in driver.frames))
+    (pid_file,) = home.glob(".cloudtask-agent/*/1.1.pid")
+    runner = int(Path(f"/proc/{pid_file.read_text().split()[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    (reader,) = [int(link.parts[2]) for link in Path("/proc").glob("[0-9]*/fd/5") if leads_to(link, pid_file.with_suffix(".out"))]
+    os.kill(reader, signal.SIGSTOP)
+    # Asked every half second, so that there is a question by then.
+    driver.until_quiet(0.8)
+    (home / "go").touch()
+    driver.until(lambda: pid_file.with_suffix(".end").exists() and not lives(runner))
+    os.kill(reader, signal.SIGCONT)
+    assert driver.until_ended(1) == [("exit", 3)]
+    driver.cut()
+
+
+def leads_to(link: Path, target: Path) -> bool:
+    try:
+        return os.path.samefile(link, target)
+    except OSError:
+        return False
 
 
 def test_a_shell_that_does_not_start_is_told_as_such(connect: Any, tmp_path: Path) -> None:
