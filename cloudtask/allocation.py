@@ -11,6 +11,7 @@ from cloudtask.addresses import LOCAL
 from cloudtask.errors import UsageError
 from cloudtask.model import Address
 from cloudtask.settings import Settings
+from cloudtask.settings_sources import Values
 
 HUB_KEYS = ("hub-apikey", "backup-id", "ami-id", "snapshot-id")
 
@@ -23,25 +24,27 @@ class Allocation:
     spares: tuple[Address, ...] = ()
 
 
-def allocate(settings: Settings, *, again: bool = False) -> Allocation:
+def allocate(values: Values, *, again: bool = False) -> Allocation:
     """Settle it.  Raises UsageError where more workers are wanted than there are.
 
     ``again``: a session is taken up, whose own settings decide, and not an API key that has turned up in the environment since.
     """
-    listed = settings.workers
-    if launches := _launch_setting(settings, again):
+    settings = values.settings
+    if launches := _launch_setting(values, again):
         _refuse_launch(settings, launches)
-    allocation = _split(settings) if listed else _this_machine(settings)
+    allocation = _split(values) if settings.workers else _this_machine(values)
     if settings.overlay and any(worker.local for worker in allocation.workers + allocation.spares):
-        raise UsageError("--overlay cannot be laid over this machine: list workers that are reached by ssh, or drop --overlay")
+        said = values.said("overlay")
+        raise UsageError(f"{said} cannot be laid over this machine: list workers that are reached by ssh, or drop it")
     return allocation
 
 
-def _launch_setting(settings: Settings, again: bool) -> str | None:
+def _launch_setting(values: Values, again: bool) -> str | None:
+    settings = values.settings
     if settings.provider:
-        return f"--provider={settings.provider}"
+        return values.said("provider", settings.provider)
     given = (settings.hub_apikey and not again, settings.backup_id, settings.ami_id, settings.snapshot_id)
-    return next((key for key, value in zip(HUB_KEYS, given, strict=True) if value), None)
+    return next((values.said(key) for key, value in zip(HUB_KEYS, given, strict=True) if value), None)
 
 
 def _refuse_launch(settings: Settings, said: str) -> None:
@@ -53,18 +56,22 @@ def _refuse_launch(settings: Settings, said: str) -> None:
         )
 
 
-def _this_machine(settings: Settings) -> Allocation:
+def _this_machine(values: Values) -> Allocation:
+    settings = values.settings
     if settings.split is not None and settings.slots is not None:
-        raise UsageError("--split and --slots mean the same where the only worker is this machine: give one of them")
-    slots = settings.split if settings.split is not None else settings.slots or 0
-    return Allocation(workers=(Address(host=LOCAL, local=True, slots=slots),))
+        split, slots = values.said("split"), values.said("slots")
+        raise UsageError(f"{split} and {slots} mean the same where the only worker is this machine: give one of them")
+    number = settings.split if settings.split is not None else settings.slots or 0
+    return Allocation(workers=(Address(host=LOCAL, local=True, slots=number),))
 
 
-def _split(settings: Settings) -> Allocation:
+def _split(values: Values) -> Allocation:
+    settings = values.settings
     listed = tuple(_with_slots(worker, settings.slots) for worker in settings.workers)
     split = len(listed) if settings.split is None else settings.split
     if split > len(listed):
-        raise UsageError(f"--split={split} is more workers than are listed ({len(listed)}): list more, or split among fewer")
+        said = values.said("split", split)
+        raise UsageError(f"{said} is more workers than are listed ({len(listed)}): list more, or split among fewer")
     return Allocation(workers=listed[:split], spares=listed[split:])
 
 

@@ -46,6 +46,12 @@ class Values:
     settings: Settings
     sources: Mapping[str, str]
 
+    def said(self, key: str, value: object = None) -> str:
+        """A setting as an error names it: ``--split=3 (from the environment)``, so that its user finds where to change it."""
+        source = self.sources.get(key, DEFAULT)
+        origin = "" if source in (DEFAULT, COMMAND_LINE) else f" (from the {source})"
+        return f"--{key}" + ("" if value is None else f"={value}") + origin
+
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """``; did you mean X?``, or nothing where no name is near."""

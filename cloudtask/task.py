@@ -118,7 +118,7 @@ def plan_new(request: Request, values: sources.Values, data: bytes) -> Plan:
 def _plan(request: Request, values: sources.Values, *, again: bool) -> Plan:
     settings = values.settings
     check(values)
-    allocation = allocate(settings, again=again)
+    allocation = allocate(values, again=again)
     return Plan(
         settings=settings,
         command=command_of(settings),

@@ -14,6 +14,7 @@ from cloudtask.allocation import allocate
 from cloudtask.errors import UsageError
 from cloudtask.model import Address
 from cloudtask.settings import Settings
+from cloudtask.settings_sources import Values
 
 GOOD = {
     "host": Address(host="host"),
@@ -105,10 +106,10 @@ def test_what_names_no_worker_is_an_error(value: object, tmp_path: Path) -> None
 # --- which workers a run gets ----------------------------------------------------------------------------------------
 
 
-def settings(**values: Any) -> Settings:
+def chosen(source: str = "command line", **values: Any) -> Values:
     if isinstance(workers := values.get("workers"), str):
         values["workers"] = parse_addresses(workers, "/")
-    return Settings(**values)
+    return Values(settings=Settings(**values), sources={name.replace("_", "-"): source for name in values})
 
 
 def names(addresses: tuple[Address, ...]) -> list[str]:
@@ -131,14 +132,14 @@ def names(addresses: tuple[Address, ...]) -> list[str]:
     ],
 )
 def test_workers_and_spares(values: dict[str, Any], workers: list[str], spares: list[str]) -> None:
-    allocation = allocate(settings(**values))
+    allocation = allocate(chosen(**values))
     assert (names(allocation.workers), names(allocation.spares)) == (workers, spares)
 
 
 def test_a_key_alone_does_not_move_a_session_to_the_hub() -> None:
-    assert names(allocate(settings(hub_apikey="K"), again=True).workers) == ["0/local"]
+    assert names(allocate(chosen(hub_apikey="K"), again=True).workers) == ["0/local"]
     with pytest.raises(UsageError, match="backup-id"):
-        allocate(settings(hub_apikey="K", backup_id=1), again=True)
+        allocate(chosen(hub_apikey="K", backup_id=1), again=True)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +147,11 @@ def test_a_key_alone_does_not_move_a_session_to_the_hub() -> None:
     [
         ({"workers": "a b", "split": 3}, "--split=3 .*2"),
         ({"split": 2, "slots": 2}, "--split and --slots"),
-        ({"hub_apikey": "SECRET"}, "^hub-apikey .*provider=hub.*not built yet"),
-        ({"backup_id": 1}, "^backup-id .*not built yet"),
-        ({"ami_id": "x"}, "^ami-id .*not built yet"),
-        ({"snapshot_id": "x"}, "^snapshot-id .*not built yet"),
-        ({"workers": "a", "split": 2, "snapshot_id": "x"}, "^snapshot-id .*not built yet"),
+        ({"hub_apikey": "SECRET"}, "^--hub-apikey .*provider=hub.*not built yet"),
+        ({"backup_id": 1}, "^--backup-id .*not built yet"),
+        ({"ami_id": "x"}, "^--ami-id .*not built yet"),
+        ({"snapshot_id": "x"}, "^--snapshot-id .*not built yet"),
+        ({"workers": "a", "split": 2, "snapshot_id": "x"}, "^--snapshot-id .*not built yet"),
         ({"provider": "ec2", "workers": "a"}, "--provider=ec2: launching machines is not built yet"),
         ({"overlay": "/tmp"}, "--overlay"),
         ({"overlay": "/tmp", "workers": "a local"}, "--overlay"),
@@ -159,6 +160,21 @@ def test_a_key_alone_does_not_move_a_session_to_the_hub() -> None:
 )
 def test_workers_that_cannot_be_had(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
-        allocate(settings(**values))
+        allocate(chosen(**values))
     assert caught.value.exit_status == 2
     assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hub_apikey": "SECRET"}, r"^--hub-apikey \(from the environment\) means"),
+        ({"provider": "ec2"}, r"^--provider=ec2 \(from the environment\): launching"),
+        ({"workers": "a", "split": 2}, r"^--split=2 \(from the environment\) is more"),
+        ({"split": 2, "slots": 2}, r"^--split \(from the environment\) and --slots \(from the environment\) mean"),
+        ({"overlay": "/tmp"}, r"^--overlay \(from the environment\) cannot"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_with_its_place(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        allocate(chosen("environment", **values))

@@ -147,7 +147,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(jobs: bytes, said: str, run: R
 
 def test_errors_name_variable_and_file(run: Run, tmp_path: Path) -> None:
     assert complaint(run("echo", CLOUDTASK_TIMEOUT="x")).startswith("CLOUDTASK_TIMEOUT=x: 'x' is not a duration")
-    assert complaint(run("echo", HUB_APIKEY="SECRET")).startswith("hub-apikey means")
+    assert complaint(run("echo", HUB_APIKEY="SECRET")).startswith("--hub-apikey (from the environment) means")
     config = tmp_path / "config" / "cloudtask" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("splot: 3\n")
