@@ -243,14 +243,15 @@ def test_output_and_the_bar_share_a_terminal(reader: MakeReader) -> None:
     front.close()
 
 
-def test_the_bar_fits_a_narrow_terminal(reader: MakeReader) -> None:
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_bar_leaves_room_for_what_a_terminal_echoes(columns: int, reader: MakeReader) -> None:
     err = reader(terminal=True)
-    fcntl.ioctl(err.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    fcntl.ioctl(err.descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     front = StreamFront(BAR, err.descriptor, err.descriptor)
     front.progress(123456, 1234, 1234, 1000000)
     screen = err.until(b"123456").decode()
     front.close()
-    assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", screen)) < 40
+    assert len(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", screen)) + len("^C^C") < columns
 
 
 @pytest.mark.parametrize(

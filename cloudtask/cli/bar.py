@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 _FRESH_SECONDS = 0.1
+# A terminal echoes Ctrl-C as ^C behind the bar: with room for two, neither breaks into a line that no redrawing clears.
+_KEPT_FREE = len("^C^C") + 1
 
 
 class Bar:
@@ -39,7 +41,7 @@ class Bar:
         words = {"failed": failed, "running": running, "rate": f"{rate:.1f}/s", "togo": _time_to_go(total - done, rate)}
         self._progress.update(self._task, completed=done, total=total, **words)
         console = self._progress.console
-        console.width = max(20, _columns(self._descriptor) - 1)
+        console.width = max(20, _columns(self._descriptor) - _KEPT_FREE)
         self._buffer.seek(0)
         self._buffer.truncate()
         console.print(self._progress.get_renderable(), end="", no_wrap=True, crop=True)
