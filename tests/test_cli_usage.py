@@ -318,7 +318,7 @@ About to execute 3 jobs (hello .. hello world) on 2 workers:
   ---------       -----
 
   split           2
-  command         echo executed:
+  command         echo 'executed by:'
   hub-apikey      set
   workers         a 2/b
   timeout         3600
@@ -330,7 +330,7 @@ Is this really what you want? [yes/no] """
 
 @pytest.mark.parametrize("answer", [b"no\n", b"y\n", b"\n\nnever\n", b"\x04"])
 def test_the_question_declined(answer: bytes, terminal: OpenTerminal, tmp_path: Path) -> None:
-    words = ["--confirm", "--workers=a 2/b", "--retries=1", "--env=TOKEN=SECRET", "echo", "executed:"]
+    words = ["--confirm", "--workers=a 2/b", "--retries=1", "--env=TOKEN=SECRET", "echo", "executed by:"]
     asked = terminal(*words, jobs=b"hello\nworld\nhello world\n", HUB_APIKEY="SECRET")
     assert asked.read_until(b"[yes/no] ") == QUESTION
     asked.type(answer)

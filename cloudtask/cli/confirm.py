@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 
 from cloudtask.cli.streams import tell
@@ -64,7 +65,8 @@ def write(row: Row, value: object) -> str:
     if row.name == "env" and isinstance(value, tuple):
         return " ".join(item.partition("=")[0] for item in value)
     if isinstance(value, CommandWords):
-        return " ".join(value.words)
+        code = value.words[:1] if value.code else ()
+        return " ".join([*code, shlex.join(value.words[len(code) :])]).strip()
     found = row.write(value)
     if isinstance(found, bool):
         return "yes" if found else "no"
