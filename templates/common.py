@@ -6,8 +6,7 @@ from cloudtask import Task
 
 
 class BaseTask(Task):
-    """A job that fails may have met a bad moment: it is tried again, and three failures in a row say that a worker is bad."""
+    """A job that fails may have met a bad moment: it is tried again."""
 
     RETRIES = 2
-    STRIKES = 3
     TIMEOUT = "10m"
