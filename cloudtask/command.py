@@ -117,7 +117,7 @@ def _guarded(code: bytes) -> bytes:
 
 
 def _excerpt(line: bytes) -> str:
-    return describe_code(line.strip(), 60)
+    return describe_code(line, 60)
 
 
 def _plan(argv: Sequence[bytes], literal: bool, has_code: bool) -> list[_Piece]:

@@ -34,6 +34,9 @@ def sanitize_bytes(data: bytes) -> bytes:
 
 
 def describe_code(code: bytes, limit: int = _CODE_LIMIT) -> str:
-    """Shell code as status lines show it: one harmless line of at most ``limit`` characters, ``...`` at its end where it was cut."""
-    text = sanitize(code[: 4 * limit + 4])  # a character is at most 4 bytes: no need to decode a megabyte
+    """Shell code as status lines show it: one harmless line of at most ``limit`` characters, ``...`` at its end where it was cut.
+
+    Blanks and newlines around it (text in triple quotes of a template has some) are left out.
+    """
+    text = sanitize(code.strip()[: 4 * limit + 4])  # a character is at most 4 bytes: no need to decode a megabyte
     return text if len(text) <= limit else text[: limit - 3] + "..."

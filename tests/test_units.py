@@ -131,6 +131,7 @@ def test_a_tag_stays_one_line_and_keeps_all_other_bytes() -> None:
 
 
 def test_long_code_is_cut() -> None:
+    assert describe_code(b"\n    f={}\n    ls\n") == r"f={}\n    ls"
     assert describe_code(b"x" * 4000) == "x" * 4000
     assert describe_code(b"x" * 4001) == "x" * 3997 + "..."
     assert describe_code("é".encode() * 1_000_000, 10) == "é" * 7 + "..."

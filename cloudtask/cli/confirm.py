@@ -46,7 +46,7 @@ def _count(number: int, word: str) -> str:
 
 
 def _first_and_last(lines: Sequence[bytes]) -> str:
-    first, last = (describe_code(line.strip(), _JOB_WIDTH) for line in (lines[0], lines[-1]))
+    first, last = (describe_code(line, _JOB_WIDTH) for line in (lines[0], lines[-1]))
     return first if len(lines) == 1 else f"{first} .. {last}"
 
 
