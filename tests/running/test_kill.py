@@ -84,7 +84,8 @@ def test_journal_rolled_back(controller: Controller, records: int) -> None:
     controller.runs[0].wait()
     journal = controller.session() / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:-records]))
+    # What was on disk for good before the first job was sent (up to `setup`) no power cut takes.
+    journal.write_bytes(b"".join(lines[: max(5, len(lines) - records)]))
     finish_by_resume(controller)
     assert controller.begun() == controller.ended() == EXACTLY_ONCE
 
