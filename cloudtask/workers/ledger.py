@@ -22,7 +22,9 @@ _CLAIMS = frozenset({Ending.EXIT, Ending.SIGNAL, Ending.OOM, Ending.TIMEOUT, End
 class Flight:
     """One attempt that the worker holds."""
 
-    __slots__ = ("announced", "attempt", "began", "code", "crc", "file", "known", "label", "received", "segments", "slot", "started")
+    __slots__ = (
+        "announced", "attempt", "began", "code", "crc", "file", "known", "label", "log_slot", "received", "segments", "slot", "started",
+    )  # fmt: skip
 
     def __init__(self, attempt: Attempt, code: bytes, label: str) -> None:
         self.attempt = attempt
@@ -33,6 +35,8 @@ class Flight:
         self.started = False
         self.announced = False
         self.slot = 0
+        self.log_slot = 0
+        """Whose log has its output, from the first piece on: what an earlier supervisor left is sent before its slot is told."""
         self.began = 0.0
         self.file = ""
         self.received = [0, 0]
@@ -106,9 +110,10 @@ class Ledger:
             data = data[skip:]
         if not data:
             return None
-        file, offset = self._log.output(max(flight.slot, 0), data)
-        if flight.file != file:
-            flight.file = file
+        if not flight.file:
+            flight.log_slot = max(flight.slot, 0)
+        file, offset = self._log.output(flight.log_slot, data)
+        flight.file = file
         add_segment(flight.segments, stream, offset, len(data))
         flight.received[stream - 1] += len(data)
         flight.crc[stream - 1] = zlib.crc32(data, flight.crc[stream - 1])

@@ -98,3 +98,21 @@ def test_short_jobs_are_held_ahead_and_long_ones_are_not(ledger: Ledger) -> None
     ledger.add(Attempt(99, 1), b"", "")
     take(ledger, {"t": "ended", "jobs": [row(job=99, seconds=30)]})
     assert ledger.appetite(2, 0.25) == 0
+
+
+def test_output_that_comes_before_its_slot_is_told_stays_in_one_file(ledger: Ledger, tmp_path: Path) -> None:
+    """A result that an earlier supervisor did not fetch: its output comes in pieces, and its slot with the end."""
+    log = ledger._log
+    log.slots = 3
+    take(ledger, {"t": "out", "job": 1, "attempt": 1, "stream": 1, "position": 0}, b"first ")
+    whole = b"first second"
+    later = row(whole)
+    later[2], later[13] = 3, len(b"second")
+    outbox: list[object] = []
+    intake = Intake(ledger, outbox, tell_output=False)
+    intake.slots = 3
+    intake.take({"t": "ended", "jobs": [later]}, b"second")
+    log.flush()
+    (ended,) = (message for message in outbox if isinstance(message, m.Ended))
+    span = ended.results[0].span
+    assert span and (tmp_path / span.file).read_bytes().count(whole) == 1
