@@ -29,9 +29,13 @@ class ForkServer:
     """The main process's handle.  Start it early: it loads its modules while the jobs are read."""
 
     def __init__(self, preload: Sequence[str]) -> None:
+        self._preload = preload
+        self._start()
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
-        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), repr(sys.path), *preload]
+        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), repr(sys.path), *self._preload]
         # Its own session: a Ctrl-C at the terminal is for the main process alone to act on.
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
@@ -39,13 +43,25 @@ class ForkServer:
         theirs.close()
 
     def fork(self, spec: object) -> socket.socket:
-        """Start a supervisor for ``spec`` (pickled); returns our end of its pipe."""
-        ours, theirs = socket.socketpair()
+        """Start a supervisor for ``spec`` (pickled); returns our end of its pipe.  A server that was killed is started again."""
         data = pickle.dumps(spec)
+        try:
+            return self._request(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close()
+            self._start()
+            return self._request(data)
+
+    def _request(self, data: bytes) -> socket.socket:
+        ours, theirs = socket.socketpair()
         with theirs:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
-            self._socket.sendmsg([_HEADER.pack(len(data))], ancillary)
-            self._socket.sendall(data)
+            try:
+                self._socket.sendmsg([_HEADER.pack(len(data))], ancillary)
+                self._socket.sendall(data)
+            except OSError:
+                ours.close()
+                raise
         return ours
 
     def close(self) -> None:

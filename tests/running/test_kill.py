@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from tests.running.program import Controller, alive, processes_with, wait_until
+from tests.running.program import Controller, alive, children_of, processes_with, wait_until
 
 JOBS = b"".join(b"%d\n" % number for number in range(1, 13))
 NAMES = [str(number) for number in range(1, 13)]
@@ -199,4 +199,14 @@ def test_drain(controller: Controller) -> None:
     assert controller.begun() == controller.ended()
     assert len(controller.begun()) < 12
     finish_by_resume(controller)
+    assert controller.begun() == controller.ended() == EXACTLY_ONCE
+
+
+def test_kill_9_of_the_fork_server(controller: Controller) -> None:
+    """A supervisor that dies later is replaced all the same."""
+    start(controller)
+    supervisors = controller.supervisors()
+    for pid in [*children_of(controller.runs[0].pid), *supervisors]:
+        os.kill(pid, signal.SIGKILL)
+    assert controller.finish(controller.runs[0]) == 0, controller.said()
     assert controller.begun() == controller.ended() == EXACTLY_ONCE
