@@ -210,3 +210,25 @@ def test_kill_9_of_the_fork_server(controller: Controller) -> None:
         os.kill(pid, signal.SIGKILL)
     assert controller.finish(controller.runs[0]) == 0, controller.said()
     assert controller.begun() == controller.ended() == EXACTLY_ONCE
+
+
+def test_nothing_is_sent_before_every_known_worker_answered(controller: Controller) -> None:
+    """The journal forgot what it sent to a worker that is slow to answer: the other one must not get those jobs."""
+    controller.start("--workers=1/local 1/local", controller.recording("sleep 1;"), jobs=JOBS[:8])
+    wait_until(lambda: len(controller.begun()) == 2 and len(controller.agents()) == 2, "both workers run a job")
+    controller.runs[0].kill()
+    controller.runs[0].wait()
+    journal = controller.session() / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if not line.startswith((b'{"sent"', b'{"started"'))))
+    agent = max(controller.agents())
+    os.kill(agent, signal.SIGSTOP)
+    resumed = controller.start("--resume=last")
+    try:
+        wait_until(lambda: len([record for record in controller.journal() if "ready" in record]) >= 3, "one answers")
+        # Long enough for a job to be sent, had the gate stood open; the stopped one's job ends by itself.
+        wait_until(lambda: len(controller.ended()) >= 2, "what ran is done")
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert controller.finish(resumed) == 0, controller.said()
+    assert controller.begun() == controller.ended() == Counter(NAMES[:4])
