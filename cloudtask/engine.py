@@ -135,6 +135,9 @@ class Run:
     def _pending(self) -> bool:
         if self._session.state.counts().pending:
             return True
+        if any(worker.ready for worker in self._session.state.workers.values()):
+            # All jobs are settled, but an agent was not told so, or did not say that it has gone.
+            return True
         return self._settings.output != "none" and next(self._session.state.unrelayed(), None) is not None
 
     def _already_finished(self) -> int:

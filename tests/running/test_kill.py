@@ -6,6 +6,7 @@ On the local worker: the agent, the supervisors, the journal and the main proces
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -232,3 +233,22 @@ def test_nothing_is_sent_before_every_known_worker_answered(controller: Controll
         os.kill(agent, signal.SIGCONT)
     assert controller.finish(resumed) == 0, controller.said()
     assert controller.begun() == controller.ended() == Counter(NAMES[:4])
+
+
+def test_a_resume_cleans_up_after_a_run_killed_at_its_end(controller: Controller) -> None:
+    """All jobs are settled, the agent was not let go: a resume does that, with the session's own exit status."""
+    controller.start("--split=1", controller.recording("sleep 0.5;") + "; exit 7", jobs=b"1\n")
+    wait_until(lambda: any("started" in record for record in controller.journal()), "the job runs")
+    controller.runs[0].kill()
+    controller.runs[0].wait()
+    # What the main process would have written next, had it been killed a moment later.
+    end = {"job": 1, "outcome": "exit 7", "seconds": 0.5, "cpu": 0, "memory": 0, "slot": 1}
+    with (controller.session() / "journal.jsonl").open("a") as file:
+        file.write(json.dumps({"ended": [end], "worker": 1, "time": 0}, separators=(",", ":")) + "\n")
+    wait_until(lambda: controller.ended()["1"], "the job is over")
+    assert controller.agent_homes()
+    assert controller.run("--resume=last") == 1, controller.said()
+    assert controller.agent_homes() == []
+    assert controller.run("--resume=last") == 1
+    assert "session 1 finished" in controller.said()
+    assert controller.begun() == {"1": 1}
