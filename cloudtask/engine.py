@@ -172,8 +172,6 @@ class Run:
         self._enlist()
         now = time.monotonic()
         self._timers = dict.fromkeys(("beat", "acknowledge", "progress", "relayed"), now)
-        # Known workers count as asked once they have a supervisor, which this gives them: before that the gate would stand open.
-        self._turn.commit()
         self._conductor.open_gate(now)
         self._turn.commit()
 
