@@ -12,7 +12,7 @@ import sys
 from . import agent, guardian, home, system
 
 _UNPACK = "import sys,zlib;z=open(int(sys.argv[1]),'rb').read();a=sys.argv[2:];exec(zlib.decompress(z))"
-_SCOPE_LIMIT = 15
+_SCOPE_LIMIT = 10
 _LOGIND = ["busctl", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
 
 

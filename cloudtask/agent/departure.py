@@ -12,7 +12,7 @@ from .config import as_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .agent import Agent
+    from .rooms import Rooms
 
 HELD = 86400.0
 """Seconds for which results are kept that nobody fetches."""
@@ -24,8 +24,8 @@ STAYING, ENDING, CLEANING, TELLING, WAITING, LEFT = range(6)
 class Departure:
     """``phase``: not begun; jobs are ending; the clean-up command runs; the last output is sent; results wait; gone."""
 
-    def __init__(self, agent: "Agent") -> None:
-        self._agent = agent
+    def __init__(self, rooms: "Rooms") -> None:
+        self._rooms = rooms
         self.phase = STAYING
         self._until = 0.0
         self._held = HELD
@@ -35,9 +35,9 @@ class Departure:
         if self.phase == STAYING:
             self._held = HELD if keep else 0.0
             self.phase = ENDING
-            self._agent.runner.empty_queue("aborted")
-            everything = list(self._agent.runner.running.values())
-            self._agent.runner.end(everything, "aborted", time.monotonic())
+            self._rooms.runner.empty_queue("aborted")
+            everything = list(self._rooms.runner.running.values())
+            self._rooms.runner.end(everything, "aborted", time.monotonic())
 
     @property
     def under_way(self) -> bool:
@@ -51,21 +51,21 @@ class Departure:
 
     def step(self, now: float) -> None:
         """Go on as far as can be gone now."""
-        if self.phase == ENDING and self._agent.runner.idle:
+        if self.phase == ENDING and self._rooms.runner.idle:
             self._run_post()
             self.phase = CLEANING
-        if self.phase == CLEANING and self._agent.runner.idle:
+        if self.phase == CLEANING and self._rooms.runner.idle:
             self._clean()
             self._until = now + FAREWELL
             self.phase = TELLING
-        if self.phase == TELLING and (self._agent.courier.quiet or now >= self._until):
+        if self.phase == TELLING and (self._rooms.courier.quiet or now >= self._until):
             self._until = now + self._held
             self.phase = WAITING
-            if self._agent.store.left():
+            if self._rooms.store.left():
                 self._done()
-        if self.phase == WAITING and (now >= self._until or not self._agent.store.left()):
+        if self.phase == WAITING and (now >= self._until or not self._rooms.store.left()):
             # Gone first, then said: whoever hears of it may look.
-            self._agent.home.remove()
+            self._rooms.home.remove()
             self._done()
             self.phase = LEFT
 
@@ -74,23 +74,23 @@ class Departure:
         return self._until if self.phase in (TELLING, WAITING) else float("inf")
 
     def _run_post(self) -> None:
-        agent = self._agent
-        if agent.config is None or not agent.config.post:
+        rooms = self._rooms
+        if rooms.config is None or not rooms.config.post:
             return
-        number = agent.config.epoch
-        while agent.store.knows(key_of(POST, number)):
+        number = rooms.config.epoch
+        while rooms.store.knows(key_of(POST, number)):
             number += 1
-        code = as_bytes(agent.config.post)
-        agent.runner.submit(Attempt(POST, number, agent.config.post_timeout, code, agent.courier.serial))
+        code = as_bytes(rooms.config.post)
+        rooms.runner.submit(Attempt(POST, number, rooms.config.post_timeout, code, rooms.courier.serial))
 
     def _clean(self) -> None:
-        agent = self._agent
-        agent.home.remember(ready=False)
+        rooms = self._rooms
+        rooms.home.remember(ready=False)
         try:
-            if agent.home.state.get("key"):
-                keys.withdraw(agent.home, agent.session)
+            if rooms.home.state.get("key"):
+                keys.withdraw(rooms.home, rooms.session)
         except keys.KeyTrouble as trouble:
-            agent.courier.note(str(trouble))
+            rooms.courier.note(str(trouble))
 
     def _done(self) -> None:
-        self._agent.courier.tell({"t": "done", "left": self._agent.store.left()})
+        self._rooms.courier.tell({"t": "done", "left": self._rooms.store.left()})

@@ -43,10 +43,13 @@ def alive(pid: int) -> bool:
 
 
 class Client:
-    """One connection to the agent for ``key`` whose home is below ``home``.  Collects what comes by kind."""
+    """One connection to the agent for ``key`` whose home is below ``home``.  Collects what comes by kind.
+
+    The session in the key must be one that nobody else uses on this machine: agents find what escaped them by its name.
+    """
 
     def __init__(
-        self, home: Path, key: str = "s1.1", *, python: str = sys.executable, env: Mapping[str, str] | None = None, pipes: bool = False,
+        self, home: Path, key: str, *, python: str = sys.executable, env: Mapping[str, str] | None = None, pipes: bool = False,
         shell: Sequence[str] = ("/bin/sh", "-c"), cwd: Path | None = None,
     ) -> None:  # fmt: skip
         self.home, self.key = home, key
@@ -172,10 +175,10 @@ class Client:
 
     def hello(self, epoch: int = 1, connection: int = 1, acked: bool = True, **config: Any) -> dict[str, Any]:
         """Say hello; returns the welcome.  ``config`` as in the contract, with small defaults."""
-        session, _, worker = self.key.rpartition(".")
         values = {
-            "session": session, "worker": int(worker), "slots": 2, "grace": 1, "lease": 600, "max_output": 1 << 30, "env": {},
-            "workdir": None, "post": None, "post_timeout": 30, "public_key": None, "heartbeat": 15, **config,
+            "session": self.session, "worker": int(self.key.rpartition(".")[2]), "slots": 2, "grace": 1, "lease": 600,
+            "max_output": 1 << 30, "env": {}, "workdir": None, "post": None, "post_timeout": 30, "public_key": None,
+            "heartbeat": 15, **config,
         }  # fmt: skip
         before = self.kinds().count("welcome")
         header = {"t": "hello", "version": wire.VERSION, "epoch": epoch, "connection": connection, "acked": acked, "config": values}
@@ -237,6 +240,11 @@ class Client:
             return (os.read(fd, 65536) or b"").decode(errors="replace")
         except BlockingIOError:
             return ""
+
+    @property
+    def session(self) -> str:
+        """The session's uid."""
+        return self.key.rpartition(".")[0]
 
     # --- the other end -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def connect(home: Path) -> Iterator[Connect]:
-    """Makes clients; takes the keywords of `Client`.  All that runs below `home` is killed at the end."""
+    """Makes clients, of one session if not said otherwise; takes the keywords of `Client`.
+
+    All that runs below `home` is killed at the end.
+    """
     clients: list[Client] = []
 
-    def make(key: str = "s1.1", **keywords: Any) -> Client:
-        client = Client(home, key, **keywords)
+    session = "t" + secrets.token_hex(6)
+
+    def make(worker: int = 1, session: str = session, **keywords: Any) -> Client:
+        client = Client(home, f"{session}.{worker}", **keywords)
         clients.append(client)
         return client
 

@@ -20,7 +20,7 @@ def test_welcome(connect: Connect, home: Path) -> None:
     welcome = client.start()
     assert welcome["version"] == wire.VERSION
     assert (welcome["epoch"], welcome["fresh"], welcome["rebooted"], welcome["ready"], welcome["survives"]) == (0, True, False, False, True)
-    assert welcome["home"] == str(home / ".cloudtask-agent" / "s1.1")
+    assert welcome["home"] == str(home / ".cloudtask-agent" / client.key)
     assert len(welcome["identity"]) == 3
     assert welcome["cpus"] == len(os.sched_getaffinity(0))
     assert welcome["root"] == (os.getuid() == 0)
@@ -307,11 +307,11 @@ def test_another_user_who_took_the_sockets_name_is_no_obstacle(connect: Connect,
 
 
 def test_the_agent_of_another_worker_is_not_spoken_to(connect: Connect) -> None:
-    client = connect("s1.1")
+    client = connect()
     client.greet()
     with pytest.raises(AssertionError, match="closed"):
         client.hello(worker=2)
-    assert "the agent of s1.1" in client.wait("note")["text"]
+    assert f"the agent of {client.key}" in client.wait("note")["text"]
 
 
 def test_acknowledged_rows_are_left_out_where_nobody_wants_them(connect: Connect) -> None:

@@ -43,7 +43,7 @@ def test_finish_runs_post_and_removes_everything(connect: Connect, home: Path) -
     client = connect()
     client.start(public_key=KEY + " comment", post="echo tidy; pwd > post; echo ${CLOUDTASK_JOB-none} >> post")
     settle(client)
-    assert keys_of(home) == [line("s1")]
+    assert keys_of(home) == [line(client.session)]
     client.run({1: b"echo out"})
     client.result(1)
     client.ack((1, 1))
@@ -137,7 +137,7 @@ def test_a_new_run_takes_an_aborted_agent_up_again(connect: Connect, home: Path)
     welcome = second.start(epoch=2, public_key=KEY)
     assert welcome["ready"] is False, "post has undone what set-up did"
     settle(second)
-    assert keys_of(home) == [line("s1")]
+    assert keys_of(home) == [line(first.session)]
     second.run({2: b"echo on"})
     second.result(2)
     second.ack((1, 1))
@@ -191,7 +191,7 @@ def test_other_lines_mode_and_link_are_kept(connect: Connect, home: Path, tmp_pa
     client = connect()
     client.start(public_key=KEY)
     settle(client)
-    assert keys_of(home) == ["# mine", "", OTHER, line("s1")]
+    assert keys_of(home) == ["# mine", "", OTHER, line(client.session)]
     assert path.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     client.send({"t": "finish"})
@@ -229,21 +229,21 @@ def test_without_a_key_nothing_is_touched(connect: Connect, home: Path) -> None:
 
 
 def test_two_workers_of_a_session_share_the_line(connect: Connect, home: Path) -> None:
-    one, two = connect("s1.1"), connect("s1.2")
+    one, two = connect(1), connect(2)
     for client in (one, two):
         client.start(public_key=KEY)
         settle(client)
-    assert keys_of(home) == [line("s1")]
+    assert keys_of(home) == [line(one.session)]
     one.send({"t": "finish"})
     one.wait_eof()
-    assert keys_of(home) == [line("s1")], "the other worker still needs it"
+    assert keys_of(home) == [line(one.session)], "the other worker still needs it"
     two.send({"t": "finish"})
     two.wait_eof()
     assert keys_of(home) == []
 
 
 def test_two_workers_that_end_at_once_leave_no_line(connect: Connect, home: Path) -> None:
-    clients = [connect(f"s1.{number}") for number in range(1, 5)]
+    clients = [connect(number) for number in range(1, 5)]
     for client in clients:
         client.start(public_key=KEY)
         settle(client)
@@ -255,11 +255,11 @@ def test_two_workers_that_end_at_once_leave_no_line(connect: Connect, home: Path
 
 
 def test_a_new_key_takes_the_place_of_the_old_one(connect: Connect, home: Path) -> None:
-    write_keys(home, f"{line('s1').replace('AAAAC3', 'BBBBB3')}\n{OTHER}\n")
     client = connect()
+    write_keys(home, f"{line(client.session).replace('AAAAC3', 'BBBBB3')}\n{OTHER}\n")
     client.start(public_key=KEY)
     settle(client)
-    assert keys_of(home) == [OTHER, line("s1")]
+    assert keys_of(home) == [OTHER, line(client.session)]
 
 
 @pytest.mark.parametrize("key", ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 x\nssh-rsa EVIL", "nonsense", "ssh-ed25519 \"AAAAAAAAAAAAAAAAAAAA"])
@@ -282,9 +282,9 @@ def leftover(home: Path, name: str, identity: str, lease: float) -> None:
 
 
 def test_lines_that_dead_agents_left_are_removed_and_no_others(connect: Connect, home: Path) -> None:
-    probe = connect("probe.1")
+    probe = connect(session=f"probe{os.getpid()}")
     identity = str(probe.start()["identity"]).replace("'", '"')
-    living = connect("living.1")
+    living = connect(session=f"living{os.getpid()}")
     living.start(public_key=KEY)
     settle(living)
     living.close()
@@ -297,10 +297,10 @@ def test_lines_that_dead_agents_left_are_removed_and_no_others(connect: Connect,
     leftover(home, "dead.2~2", identity, -10)
     leftover(home, "leased.1", identity, 1000)
     leftover(home, "foreign.1", '["other", "machine", "1"]', -10)
-    client = connect("s1.1")
+    client = connect()
     client.start(public_key=KEY)
     settle(client)
-    assert keys_of(home) == [line("living"), line("leased"), line("foreign"), f"{KEY} cloudtask-by-hand", line("s1")]
+    assert keys_of(home) == [line(living.session), line("leased"), line("foreign"), f"{KEY} cloudtask-by-hand", line(client.session)]
 
 
 def test_a_file_that_cannot_be_changed_is_no_reason_to_stop(connect: Connect, home: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.agent.client import Client, alive
+from tests.agent.client import Client, alive, until
 from tests.agent.conftest import Connect
 
 
@@ -125,9 +127,43 @@ def test_recall_gives_back_the_newest(connect: Connect) -> None:
     assert sorted(client.wait("returned")["jobs"]) == [[3, 1], [4, 1]]
 
 
-def test_killed_for_want_of_memory_is_told_apart_only_when_the_kernel_says_so(client: Client) -> None:
-    client.run({1: b"kill -KILL $$"})
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A memory cgroup of 40 MB, of either version."""
+    for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        folder = Path(root) / f"cloudtask-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+            (folder / limit).write_text(str(40 << 20))
+        except OSError:
+            if folder.exists():
+                folder.rmdir()
+            continue
+        yield folder
+        until(functools.partial(remove, folder), "an empty cgroup")
+        return
+    pytest.skip("want of memory can only be made in a memory cgroup, which needs root")
+
+
+def remove(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_want_of_memory(client: Client, small_memory: Path) -> None:
+    eater = b"echo $$ > %s/cgroup.procs; %s /usr/bin/python3 -c 'x = bytearray(400 << 20)'"
+    client.run({1: eater % (os.fsencode(small_memory), b"exec"), 2: eater % (os.fsencode(small_memory), b"")})
+    assert client.result(1)[3] == "oom"
+    assert client.result(2)[3] == "oom", "the shell passed on that it was the KILL that ended its command"
+
+
+def test_a_kill_by_hand_is_no_want_of_memory(client: Client) -> None:
+    client.run({1: b"kill -KILL $$", 2: b"exit 137"})
     assert client.result(1)[3:5] == ["signal", 9]
+    assert client.result(2)[3:5] == ["exit", 137]
 
 
 def test_many_at_once(connect: Connect) -> None:

@@ -59,13 +59,13 @@ def test_output_comes_while_the_job_runs(client: Client) -> None:
 
 
 def test_environment_of_a_job(connect: Connect) -> None:
-    client = connect("s9.4", env={"CLOUDTASK_SECRET": "x", "KEPT": "yes"})
+    client = connect(4, env={"CLOUDTASK_SECRET": "x", "KEPT": "yes"})
     client.start(env={"EXTRA": "a b\udcff", "KEPT": "changed"}, slots=1)
     client.run({7: b"env | grep -a -e ^CLOUDTASK -e ^KEPT -e ^EXTRA | sort"})
     client.result(7)
     assert client.stdout(7).splitlines() == [
-        b"CLOUDTASK_ATTEMPT=1", b"CLOUDTASK_JOB=7", b"CLOUDTASK_SESSION=s9", b"CLOUDTASK_SLOT=1", b"CLOUDTASK_WORKER=4",
-        b"EXTRA=a b\xff", b"KEPT=changed",
+        b"CLOUDTASK_ATTEMPT=1", b"CLOUDTASK_JOB=7", b"CLOUDTASK_SESSION=" + client.session.encode(), b"CLOUDTASK_SLOT=1",
+        b"CLOUDTASK_WORKER=4", b"EXTRA=a b\xff", b"KEPT=changed",
     ]  # fmt: skip
 
 

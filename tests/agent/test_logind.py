@@ -53,7 +53,10 @@ def test_in_a_scope(connect: Connect, tmp_path: Path, home: Path) -> None:
     assert again.start(connection=2)["pid"] == pid
 
 
-@pytest.mark.parametrize("systemd_run", ["#!/bin/sh\nexit 1\n", "#!/bin/sh\nexec sleep 1000\n"], ids=["refused", "hangs"])
+HANGS = pytest.param("#!/bin/sh\nexec sleep 1000\n", id="hangs", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("systemd_run", [pytest.param("#!/bin/sh\nexit 1\n", id="refused"), HANGS])
 def test_where_no_scope_can_be_had_the_log_says_so(connect: Connect, tmp_path: Path, systemd_run: str) -> None:
     client, survives = start(connect, tmp_path, NOT_SET, systemd_run)
     assert survives is False

@@ -233,7 +233,7 @@ def test_a_machine_without_an_id_is_never_taken_for_the_same_one_after_a_boot(co
 
 def test_home_that_cannot_be_written(connect: Connect, home: Path) -> None:
     (home / ".cloudtask-agent").write_text("in the way")
-    client = connect(f"fallback.{os.getpid()}")
+    client = connect()
     welcome = client.start()
     assert welcome["home"].startswith(f"/var/tmp/cloudtask-agent-{os.getuid()}/")
     client.run({1: b"echo fine"})
@@ -247,7 +247,7 @@ def test_home_that_cannot_be_written(connect: Connect, home: Path) -> None:
 def test_a_link_in_the_place_of_the_home_is_refused(connect: Connect, home: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (home / ".cloudtask-agent").symlink_to(tmp_path / "elsewhere")
-    client = connect(f"linked.{os.getpid()}")
+    client = connect()
     assert client.start()["home"].startswith("/var/tmp/")
     assert list((tmp_path / "elsewhere").iterdir()) == []
     client.send({"t": "finish"})
