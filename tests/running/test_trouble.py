@@ -104,7 +104,8 @@ def test_a_worker_that_comes_back_after_its_jobs_were_replaced(controller: Contr
     """Whichever attempt ends first wins, the other is ended and recorded as superseded; output is shown once."""
     servers, options = remote(2)
     gate = controller.directory / "gate"
-    code = f"echo begin {{}} $CLOUDTASK_WORKER >> {controller.witness}; while [ ! -e {gate}$CLOUDTASK_WORKER ]; do sleep 0.1; done; echo out; :"
+    code = f"echo begin {{}} $CLOUDTASK_WORKER >> {controller.witness}; "
+    code += f"while [ ! -e {gate}$CLOUDTASK_WORKER ]; do sleep 0.1; done; echo out; :"
     process = controller.start(*options, "--split=1", "--heartbeat=1", "--lost-timeout=2", code, jobs=numbers(1))
     wait_until(lambda: controller.begun()["1"] == 1, "the job runs")
     servers[0].stop()
