@@ -444,7 +444,7 @@ def test_twenty_at_once_get_past_max_startups(name: str, sshd: MakeSshd, client_
 
     def one() -> None:
         try:
-            made.append(connect(server, client_keys, name, timeout=30))
+            made.append(connect(server, client_keys, name, timeout=60))
         except Exception as error:
             errors.append(error)
 
