@@ -6,8 +6,9 @@ mark; only then `agent_payload` is sent, and frames follow in both directions at
 An attempt is ``[job, attempt]``; pre is job -1 and post -2.  To the agent:
 
 ========  =============================================================================================================
-hello     version, epoch, connection, config (session, worker, slots, grace, lease, max_output, env, workdir, post,
-          post_timeout, public_key, heartbeat).  Only the highest (epoch, connection) is obeyed
+hello     version, epoch, connection, acked (false: without the acknowledged rows), config (session, worker, slots,
+          grace, lease, max_output, env, workdir, post, post_timeout, public_key, heartbeat).  Only the highest
+          (epoch, connection) is obeyed
 run       jobs: ``[job, attempt, timeout, size]``; the payload is their codes one after the other; size -1: staged before
 code      job, attempt: the next piece of a long code, in the payload
 want      jobs: ``[job, attempt, out, err]``: deliver these old attempts, their output from those positions on

@@ -33,7 +33,7 @@ L6   transports.base transports transports.program transports.local
 L6   transports.sshconfig transports.hostkeys transports.identities transports.dial transports.verdict transports.handshakes
 L6   transports.inbox transports.stream transports.session transports.ssh transports.openssh
 L6   providers reports
-L7   workers workers.messages workers.mailbox workers.forkserver workers.worker_log workers.ledger workers.intake
+L7   workers workers.messages workers.mailbox workers.forkserver workers.worker_log workers.ledger workers.intake workers.appetite
 L7   workers.last_words workers.shell_scripts workers.shell_channel workers.shell_attempt workers.shell_frames workers.shell_jobs
 L7   workers.shell_agent workers.shell_peer workers.peer workers.contact workers.conversation
 L7   workers.remote_command workers.rsh workers.overlay_tar workers.overlay_rsync workers.setup workers.preparation

@@ -26,10 +26,11 @@ _BRIEF_SECONDS = 5.0
 
 
 class Reached(NamedTuple):
-    """A connection, and the agent (or its stand-in) behind it."""
+    """A connection, the agent (or its stand-in) behind it, and lines about it for the worker's log."""
 
     connection: Connection
     peer: Peer
+    notes: list[str]
 
 
 class Background:

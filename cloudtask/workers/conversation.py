@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloudtask.model import Attempt, Identity, Result
 from cloudtask.states import Ending
@@ -21,6 +21,13 @@ _FRAME_BYTES = 256 << 10
 _STATES = frozenset({"queued", "running", "ended", "acked", "lost"})
 _MOST_SLOTS = 4096
 _MOST_ROWS = 10_000_000
+
+
+class Rank(NamedTuple):
+    """Which of several controllers, and of their connections, an agent obeys: the highest."""
+
+    epoch: int
+    connection: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +52,14 @@ class AgentFacts:
 class Conversation:
     """Speaks with one agent over one connection."""
 
-    def __init__(self, reached: Reached, spec: m.WorkerSpec, epoch: int, connection_number: int) -> None:
+    def __init__(self, reached: Reached, spec: m.WorkerSpec, rank: Rank, *, everything: bool = True) -> None:
+        """``everything``: the inventory is to have the attempts that were acknowledged too."""
         self._peer = reached.peer
         self.connection = reached.connection
         self._spec = spec
         self.agent: AgentFacts | None = None
         self.rows: list[Sequence[Any]] = []
-        self.serial = epoch % 2000 * 1_000_000 + connection_number % 1_000_000
+        self.serial = rank.epoch % 2000 * 1_000_000 + rank.connection % 1_000_000
         """A number of its own for each conversation of a session, as an attempt's number (31 bits)."""
         self.welcomed = False
         """The inventory is complete: frames other than the greeting may be sent."""
@@ -61,7 +69,8 @@ class Conversation:
         self._unanswered = 0
         self._last_beat = self._greeted
         self._beat_number = 0
-        self.send({"t": "hello", "version": WIRE_VERSION, "epoch": epoch, "connection": connection_number, "config": self._config()})
+        hello = {"t": "hello", "version": WIRE_VERSION, **rank._asdict(), "acked": everything, "config": self._config()}
+        self.send(hello)
 
     def _config(self) -> dict[str, Any]:
         spec = self._spec

@@ -24,8 +24,9 @@ from cloudtask.printable import describe_code
 from cloudtask.states import Ending
 from cloudtask.transports import find as find_transport
 from cloudtask.workers import messages as m
+from cloudtask.workers.appetite import Appetite
 from cloudtask.workers.contact import Background, Contact, Reached
-from cloudtask.workers.conversation import Conversation, read_row
+from cloudtask.workers.conversation import Conversation, Rank, read_row
 from cloudtask.workers.intake import Intake
 from cloudtask.workers.ledger import Ledger
 from cloudtask.workers.mailbox import Mailbox
@@ -34,7 +35,6 @@ from cloudtask.workers.preparation import OVERLAID, READY, Preparation
 from cloudtask.workers.worker_log import WorkerLog
 
 _BACKLOG_POLL = 0.01
-_PREFETCH_SECONDS = 0.25
 _LAST_TRIES = 3
 _LAST_ACKNOWLEDGEMENT = 10.0
 
@@ -77,7 +77,7 @@ class Supervisor:
         """The inventory was answered: this process and the main process agree on what the worker has."""
         self._identity: Identity | None = None
         self._slots = 1
-        self._credit = 0
+        self._appetite = Appetite(self._ledger, spec.prefetch)
         self._acks: list[Attempt] = []
         self._cancelled: dict[Attempt, str] = {}
         self._goal: Callable[[], None] | None = None
@@ -159,7 +159,7 @@ class Supervisor:
         except (WorkerError, OSError):
             connection.close()
             raise
-        return Reached(connection, peer)
+        return Reached(connection, peer, notes)
 
     def _read_background(self) -> None:
         if not select.select([self._background], [], [], 0)[0]:
@@ -187,7 +187,10 @@ class Supervisor:
             reached.connection.close()
             return
         self._connection_number += 1
-        self._talk = Conversation(reached, self._spec, self._epoch, self._connection_number)
+        for note in reached.notes:
+            self._log.status(0, note)
+        # What was acknowledged need not be told again to whom it was told once: after a long run those are many rows.
+        self._talk = Conversation(reached, self._spec, Rank(self._epoch, self._connection_number), everything=not self._introduced)
 
     def _cut(self, why: str) -> None:
         if self._talk is None:
@@ -228,7 +231,7 @@ class Supervisor:
             self._talk.beat()
 
     def _on_work(self, message: m.Work) -> None:
-        self._credit = max(0, self._credit - len(message.jobs))
+        self._appetite.fed(len(message.jobs))
         flights = [self._ledger.add(Attempt(job, number), code, describe_code(code)) for job, number, code in message.jobs]
         if self._retiring or self._failure:
             self._intake.give_back([flight.attempt for flight in flights])
@@ -479,14 +482,8 @@ class Supervisor:
         takes_jobs = self._preparation.done and self._introduced and not self._spec.ask_only
         if not (talk and talk.welcomed and takes_jobs) or self._goal or self._failure is not None:
             return
-        ahead = self._ledger.appetite(self._slots, max(_PREFETCH_SECONDS, 2 * talk.round_trip)) if self._spec.prefetch else 0
-        held = len(self._ledger) + self._credit
-        # Refill when half of what is held ahead is used up: fewer, larger answers.
-        if held <= self._slots - 1 or held <= self._slots + ahead // 2:
-            count = self._slots + ahead - held
-            if count > 0:
-                self._credit += count
-                self._outbox.append(m.Pull(count))
+        if room := self._appetite.room(self._slots, talk.round_trip):
+            self._outbox.append(m.Pull(room))
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         m.Beat: _on_beat, m.Work: _on_work, m.Adopt: _on_adopt, m.Cancel: _on_cancel, m.Recall: _on_recall, m.Durable: _on_durable,
