@@ -55,6 +55,7 @@ class Conductor:
         self.by_line = False
         self.at_most_once = False
         self._labels: dict[Attempt, str] = {}
+        self._running: set[Attempt] = set()
         self._joined: set[int] = set()
         self._durable: dict[int, list[Attempt]] = {}
         self._undurable_bytes = 0
@@ -149,6 +150,7 @@ class Conductor:
         attempts = [Attempt(job, number) for job, number, _ in message.attempts]
         for attempt in attempts:
             self._say(member, self._label(attempt))
+        self._running.update(attempts)
         self._act(self._scheduler.started(member.number, attempts, now), now)
 
     def _ended(self, member: Member, message: m.Ended, now: float) -> None:
@@ -166,7 +168,7 @@ class Conductor:
             self._say(member, f"{result.status()} # {self._label(attempt)}", important=not result.succeeded)
             if retry:
                 self._say(member, f"will retry ({retry.failures} of {retry.of})")
-            self._labels.pop(attempt, None)
+            self._forget(attempt)
             if settled or self.by_line:
                 shown.append((result, settled))
             actions += answer
@@ -204,7 +206,7 @@ class Conductor:
     def _returned(self, member: Member, message: m.Returned, now: float) -> None:
         self._turn.record(records.returned(member.number, message.attempts))
         for attempt in message.attempts:
-            self._labels.pop(attempt, None)
+            self._forget(attempt)
         self._act(self._scheduler.returned(member.number, message.attempts, now), now)
         self._end_if_done_with(member)
 
@@ -213,7 +215,7 @@ class Conductor:
             self._turn.record(records.lost(member.number, message.attempts, message.why, time.time()))
         for attempt in message.attempts:
             self._say(member, f"lost ({message.why}) # {self._label(attempt)}", important=True)
-            self._labels.pop(attempt, None)
+            self._forget(attempt)
         self._act(self._scheduler.lost(member.number, message.attempts, now), now)
         self._end_if_done_with(member)
 
@@ -450,12 +452,21 @@ class Conductor:
             self._turn.post(number, m.Durable(attempts))
 
     @property
+    def running(self) -> int:
+        """How many attempts have started and not ended, as far as is known."""
+        return len(self._running)
+
+    @property
     def much_undurable(self) -> bool:
         """So much output waits on the workers that it is time to acknowledge."""
         return self._undurable_bytes > _UNDURABLE_BYTES
 
     def _say(self, member: Member, text: str, important: bool = False) -> None:
         self._turn.say(f"{member.label}: {text}", important)
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._labels.pop(attempt, None)
+        self._running.discard(attempt)
 
     def _label(self, attempt: Attempt) -> str:
         label = self._labels.get(attempt)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import selectors
+import shlex
 import signal
 import socket
 import time
@@ -36,6 +37,7 @@ _BEAT_SECONDS = 5.0
 _ACKNOWLEDGE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.1
 _RELAYED_SECONDS = 1.0
+_READER_SECONDS = 2.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXIT_PENDING = 3
@@ -82,6 +84,8 @@ class Run:
         self._signals: list[int] = []
         self._stopped_by: int | None = None
         self._leaving = False
+        self._hurried = False
+        """A signal came while all that was left was to wait for a reader."""
         self._public_key: str | None = None
         self._timers: dict[str, float] = {}
         self._run_number = session.state.runs + 1
@@ -276,6 +280,7 @@ class Run:
             lost_timeout=settings.lost_timeout,
             max_output=settings.max_output,
             prefetch=not settings.at_most_once,
+            cautious=bool(settings.strikes),
             tell_output=settings.output == "line",
             env=tuple(item if "=" in item else f"{item}={os.environ[item]}" for item in settings.env),
             workdir=settings.workdir,
@@ -307,10 +312,9 @@ class Run:
                 f"session {number}: somebody else runs it (epoch {self._conductor.overtaken}); nothing more is started here"
             )
         if self._relay and self._relay.failure and self._stopped_by is None:
-            if not self._relay.broken:
-                self._say(
-                    [(f"# standard output cannot be written: {self._relay.failure}; the results are kept, make room and --resume", True)]
-                )
+            why = self._relay.failure.strerror or str(self._relay.failure)
+            way_out = f"cannot be written: {why}; the results are kept, make room and --resume"
+            self._say([(f"# standard output {'was closed: ending' if self._relay.broken else way_out}", True)])
             self._stop(0)
 
     def _act_on_signals(self) -> None:
@@ -358,7 +362,7 @@ class Run:
 
     def _show_progress(self) -> None:
         jobs = self._scheduler
-        self._front.progress(jobs.succeeded + jobs.failed, jobs.failed, jobs.active, self._session.state.header.jobs)
+        self._front.progress(jobs.succeeded + jobs.failed, jobs.failed, self._conductor.running, self._session.state.header.jobs)
 
     def _record_relayed(self) -> None:
         if self._relay and (relayed := self._relay.take_relayed()):
@@ -383,7 +387,7 @@ class Run:
         if self._relay:
             self._relay.finish()
             if not self._leaving and not self._relay.failure:
-                self._relay.join()
+                self._await_reader(self._relay)
         self._record_relayed()
         status = self._exit_status()
         if not self._leaving:
@@ -394,6 +398,19 @@ class Run:
             keys.remove_key(self._session.uid)
         self._sum_up(status)
         return status
+
+    def _await_reader(self, relay: Relay) -> None:
+        """Until standard output has been read.  A signal ends the waiting; a resume shows what was not shown."""
+        told_at = time.monotonic() + _READER_SECONDS
+        while relay.is_alive() and not self._hurried:
+            relay.join(0.1)
+            self._record_relayed()
+            self._turn.commit()
+            if self._signals:
+                self._stopped_by, self._hurried = self._signals[0], True
+            elif time.monotonic() > told_at:
+                told_at = float("inf")
+                self._say([("# all jobs are done; waiting for standard output to be read", True)])
 
     def _exit_status(self) -> int:
         if self._stopped_by:
@@ -418,11 +435,13 @@ class Run:
         line = f"{stamp} :: session {self._session.number} ({seconds} seconds): {total - jobs.succeeded}/{total} !OK - {figures}"
         self._say([("", False), (line, True)])
         if pending:
-            self._say([(f"# resume with: cloudtask --resume={self._session.number}", True)])
+            # A number means something only in the directory that it counts in.
+            where = f" --sessions={shlex.quote(self._settings.sessions)}" if self._plan.sources.get("sessions") != "default" else ""
+            self._say([(f"# resume with: cloudtask --resume={self._session.number}{where}", True)])
 
     def _finish_output(self) -> None:
         self._selector.close()
-        self._front.close(wait=not self._leaving)
+        self._front.close(wait=not (self._leaving or self._hurried))
 
     def _post_without_record(self) -> None:
         for member in self._fleet.in_use():

@@ -65,7 +65,8 @@ class Result(NamedTuple):
 
     def status(self) -> str:
         """The same for status lines, with the original's word for an attempt that we ended."""
-        return "terminated" if self.ending is Ending.ABORTED else self.describe()
+        words = "terminated" if self.ending is Ending.ABORTED else self.describe()
+        return f"{words} (output cut)" if self.cut else words
 
 
 @dataclass(frozen=True, kw_only=True)

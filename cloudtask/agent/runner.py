@@ -153,7 +153,8 @@ class Runner:
             self._enter_directory(attempt)
             attempt.pid = self._starter.start(self._arguments(attempt), self._variables(attempt), attempt.out.fd, attempt.err.fd)
         except (OSError, ValueError) as error:
-            self.note("a job could not be started: %s" % error)
+            where = getattr(error, "filename", None)
+            self.note("a job could not be started: %s%s" % (getattr(error, "strerror", None) or error, ": %s" % where if where else ""))
             attempt.why = "unstarted"
             self._settle(attempt)
             return

@@ -8,11 +8,16 @@ _PREFETCH_SECONDS = 0.25
 
 
 class Appetite:
-    """Knows what was asked for and has not come.  ``ahead`` False: never more than the slots take (at most once)."""
+    """Knows what was asked for and has not come.
 
-    def __init__(self, ledger: Ledger, ahead: bool) -> None:
+    ``ahead`` False: never more than the slots take (at most once).  ``cautious``: nothing ahead while jobs fail, because each
+    that fails on a bad worker counts as a strike (--strikes), and what it was sent ahead would be spent.
+    """
+
+    def __init__(self, ledger: Ledger, *, ahead: bool, cautious: bool = False) -> None:
         self._ledger = ledger
         self._ahead = ahead
+        self._cautious = cautious
         self._asked = 0
 
     def fed(self, count: int) -> None:
@@ -24,7 +29,8 @@ class Appetite:
 
         0 while at least half of what is to be held ahead is there: fewer, larger answers.
         """
-        ahead = self._ledger.appetite(slots, max(_PREFETCH_SECONDS, 2 * round_trip)) if self._ahead else 0
+        wary = self._cautious and self._ledger.failing
+        ahead = self._ledger.appetite(slots, max(_PREFETCH_SECONDS, 2 * round_trip)) if self._ahead and not wary else 0
         held = len(self._ledger) + self._asked
         if held >= slots and held > slots + ahead // 2:
             return 0

@@ -52,6 +52,8 @@ class Ledger:
         self._flights: dict[tuple[int, int], Flight] = {}
         self._durations: deque[float] = deque(maxlen=32)
         self._waiting: dict[int, deque[Flight]] = {}
+        self.failing = False
+        """The last job to end did not succeed."""
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -142,6 +144,7 @@ class Ledger:
         del self._flights[flight.attempt]
         if flight.attempt.job > 0:
             self._durations.append(elapsed)
+            self.failing = not result.succeeded
             self._log.status(flight.slot, f"{result.status()} # {flight.label}")
         self._leave_slot(flight)
         return flight, result

@@ -38,6 +38,8 @@ class WorkerSpec:
     lost_timeout: float
     max_output: int
     prefetch: bool
+    cautious: bool
+    """Send nothing ahead while jobs fail."""
     tell_output: bool
     env: tuple[str, ...]
     workdir: str | None

@@ -77,7 +77,7 @@ class Supervisor:
         """The inventory was answered: this process and the main process agree on what the worker has."""
         self._identity: Identity | None = None
         self._slots = 1
-        self._appetite = Appetite(self._ledger, spec.prefetch)
+        self._appetite = Appetite(self._ledger, ahead=spec.prefetch, cautious=spec.cautious)
         self._acks: list[Attempt] = []
         self._cancelled: dict[Attempt, str] = {}
         self._goal: Callable[[], None] | None = None

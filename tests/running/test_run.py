@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -261,3 +262,56 @@ def test_retry_at_most_once_wants_force(controller: Controller) -> None:
     assert "--force" in controller.said() and controller.begun()["a"] == 1
     assert controller.run("--retry=1", "--force") == 1
     assert controller.begun()["a"] == 2
+
+
+def test_a_resume_shows_what_a_full_disk_kept_back(controller: Controller) -> None:
+    command = f"{sys.executable} -m cloudtask 'echo {{}}; exit {{}}' > /dev/full"
+    environment = controller.environment()
+    done = subprocess.run(
+        ["sh", "-c", command], input=b"1\n2\n", env=environment, cwd=controller.directory, capture_output=True, check=False
+    )
+    assert done.returncode == 3 and b"No space left on device" in done.stderr and b"Errno" not in done.stderr
+    assert controller.run("--resume=last") == 1
+    assert sorted(controller.out().read_text().split()) == ["1", "2"]
+    assert controller.agent_homes() == []
+
+
+def test_a_signal_ends_the_waiting_for_a_reader(controller: Controller) -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cloudtask", "head -c 300000 /dev/zero; :"],
+        stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, env=controller.environment(), cwd=controller.directory,
+    )  # fmt: skip
+    os.close(write)
+    assert process.stdin and process.stderr
+    process.stdin.write(numbers(3))
+    process.stdin.close()
+    try:
+        log = controller.session() / "log"
+        wait_until(lambda: log.exists() and b"waiting for standard output" in log.read_bytes(), "all else is done")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(read)
+    assert controller.run("--resume=last") == 0
+    assert len(controller.out().read_bytes()) >= 600_000
+
+
+def test_cut_output_is_said_in_the_status_line(controller: Controller) -> None:
+    assert controller.run("--max-output=10", "head -c 50 /dev/zero; :", jobs=b"x\n") == 0
+    assert "exit 0 (output cut) # head" in controller.said()
+
+
+def test_the_way_out_names_the_sessions_directory(controller: Controller) -> None:
+    assert controller.run("--halt=soon,fail=1", "--split=1", "false", jobs=numbers(3)) == 3
+    assert f"cloudtask --resume=1 --sessions={controller.sessions}" in controller.said()
+
+
+def test_a_bad_worker_does_not_swallow_jobs(controller: Controller) -> None:
+    code = "if [ $CLOUDTASK_WORKER = 1 ]; then exit 1; fi; sleep 0.01; :"
+    assert controller.run("--strikes=3", "--workers=1/local 1/local", code, jobs=numbers(100)) == 1
+    failed = int(re.search(r"(\d+) errors", controller.summary())[1])  # type: ignore[index]  # the summary has it
+    assert 3 <= failed <= 6

@@ -58,3 +58,16 @@ def test_a_long_way_wants_more_ahead(ledger: Ledger) -> None:
 def test_at_most_once_asks_for_its_slots_only(ledger: Ledger) -> None:
     end_short_jobs(ledger)
     assert Appetite(ledger, ahead=False).room(2, 1.0) == 2
+
+
+def test_with_strikes_nothing_is_asked_for_ahead_while_jobs_fail(ledger: Ledger) -> None:
+    end_short_jobs(ledger)
+    appetite = Appetite(ledger, ahead=True, cautious=True)
+    ledger.add(Attempt(1, 1), b"", "")
+    ledger.start(1, 1, 1)
+    failed = row(job=1, seconds=0.01)
+    failed[4] = 1
+    ledger.end(failed)
+    assert appetite.room(2, 0.0) == 2
+    end_short_jobs(ledger)
+    assert appetite.room(2, 0.0) > 40
