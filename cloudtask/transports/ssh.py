@@ -134,7 +134,9 @@ class Call:
                         return
         finally:
             identities.close()
-        raise RefusedError(_nobody(self.config, tried, identities))
+        # The session's own key is nothing that the user could authorise.
+        users = [label for label in tried if label != self.options.session_key]
+        raise RefusedError(_nobody(self.config, users, identities))
 
     def _accepted(self, session: Session, label: str, key: paramiko.PKey) -> bool:
         """True when ``key`` opened the door.  Raises for all that ends the matter."""

@@ -221,10 +221,10 @@ def test_a_passphrase_is_never_asked_for_but_explained(sshd: MakeSshd, client_ke
         login(server, client_keys)
 
 
-def test_a_refused_login_names_the_keys_and_the_way_out(sshd: MakeSshd, client_keys: ClientKeys) -> None:
+def test_a_refused_login_names_the_users_keys_and_the_way_out(sshd: MakeSshd, client_keys: ClientKeys, tmp_path: Path) -> None:
     server = sshd(public_keys=[])
     with pytest.raises(RefusedError) as caught:
-        login(server, client_keys)
+        login(server, client_keys, session_key=str(keygen(tmp_path / "session")))
     message = str(caught.value)
     assert message.startswith(f"{server.address}: login refused with {client_keys.identity}; ")
     assert "authorized_keys" in message
