@@ -305,8 +305,9 @@ class Conductor:
             self._fleet.start(member)
 
     def _gone(self, member: Member, message: m.Gone, now: float) -> None:
-        self._turn.record(records.released(member.number, time.time()) if message.clean else b"")
-        if not message.clean:
+        if message.clean:
+            self._turn.record(records.released(member.number, time.time()))
+        else:
             self.unclean.append(str(member.address))
         self._fleet.hang_up(member)
         self._write_off(member, now)

@@ -29,6 +29,7 @@ from cloudtask.session.session import NewSession, Session
 from cloudtask.states import JobState, WorkerState
 from cloudtask.transports import ConnectOptions
 from cloudtask.turn import Turn
+from cloudtask.units import format_elapsed
 from cloudtask.version import VERSION
 from cloudtask.workers import messages as m
 from cloudtask.workers.forkserver import ForkServer
@@ -110,7 +111,6 @@ class Run:
                     self._go_round()
                 return self._end()
             except (StorageError, OvertakenError):
-                self._conductor.leave()
                 self._post_without_record()
                 raise
             finally:
@@ -430,9 +430,9 @@ class Run:
             self._say([(f"# not cleaned up: {hosts}: {why}", True)])
         pending = total - jobs.succeeded - jobs.failed
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        seconds = round(time.monotonic() - self._began)
+        elapsed = format_elapsed(time.monotonic() - self._began)
         figures = f"{pending} pending, {timeouts} timeouts, {jobs.failed - timeouts} errors, {jobs.succeeded} OK"
-        line = f"{stamp} :: session {self._session.number} ({seconds} seconds): {total - jobs.succeeded}/{total} !OK - {figures}"
+        line = f"{stamp} :: session {self._session.number} ({elapsed}): {total - jobs.succeeded}/{total} !OK - {figures}"
         self._say([("", False), (line, True)])
         if pending:
             # A number means something only in the directory that it counts in.

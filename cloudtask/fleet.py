@@ -146,11 +146,6 @@ class Fleet:
         """A supervisor died: give the worker another one, which finds the agent again."""
         self.hang_up(member)
         member.known = True
-        if member.state is WorkerState.CONNECTING:
-            member.state = WorkerState.SPARE
-        elif member.state is not WorkerState.SILENT:
-            member.move(WorkerState.CONNECTING)
-            member.state = WorkerState.SPARE
         self.start(member)
 
     def beat(self) -> None:

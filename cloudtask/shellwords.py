@@ -7,7 +7,6 @@ Source: POSIX.1-2017, Shell Command Language, 2.2 (quoting) and 2.3 (token recog
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 _SPECIAL = re.compile(rb"['\"\\#]")
 _PLAIN_WORDS = re.compile(rb"[^ \t\n]+")
@@ -77,8 +76,3 @@ def quote(word: bytes) -> bytes:
 def enclose(word: bytes) -> bytes:
     """``word`` in single quotes."""
     return b"'" + word.replace(b"'", b"'\\''") + b"'"
-
-
-def join_words(words: Iterable[bytes]) -> bytes:
-    """The words quoted, with spaces between them."""
-    return b" ".join(map(quote, words))

@@ -1,4 +1,4 @@
-"""The whole vocabulary of states, and the table of allowed moves.  A leaf: it imports nothing of the project."""
+"""The whole vocabulary of states, and the table of the moves that a worker may make.  A leaf: it imports nothing of the project."""
 
 from __future__ import annotations
 
@@ -16,19 +16,6 @@ class JobState(enum.IntEnum):
     """Settled: an attempt ended with exit 0."""
     FAILED = 3
     """Settled: the last attempt ended with anything else, and none follows."""
-
-
-class AttemptState(enum.Enum):
-    """Where one try at running a job stands."""
-
-    SENT = "sent"
-    """Journalled and on its way; sent is not started."""
-    STARTED = "started"
-    """The agent said so."""
-    RETURNED = "returned"
-    """The agent says that it never will start it.  Burns nothing."""
-    ENDED = "ended"
-    """Over, with an ending."""
 
 
 class Ending(enum.StrEnum):
@@ -74,20 +61,6 @@ class WorkerState(enum.Enum):
     GONE = "gone"
     """Let go, retired, or never reached."""
 
-
-JOB_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.PENDING: frozenset({JobState.ACTIVE, JobState.SUCCEEDED, JobState.FAILED}),
-    JobState.ACTIVE: frozenset({JobState.PENDING, JobState.SUCCEEDED, JobState.FAILED}),
-    JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset({JobState.PENDING}),
-}
-
-ATTEMPT_MOVES: dict[AttemptState, frozenset[AttemptState]] = {
-    AttemptState.SENT: frozenset({AttemptState.STARTED, AttemptState.RETURNED, AttemptState.ENDED}),
-    AttemptState.STARTED: frozenset({AttemptState.ENDED}),
-    AttemptState.RETURNED: frozenset(),
-    AttemptState.ENDED: frozenset(),
-}
 
 WORKER_MOVES: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.SPARE: frozenset({WorkerState.CONNECTING, WorkerState.GONE}),

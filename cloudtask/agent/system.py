@@ -133,14 +133,6 @@ def send_signal(pid: int, number: int) -> None:
         pass
 
 
-def send_group_signal(group: int, number: int) -> None:
-    """Signal a process group; one that is gone, or not ours, is passed over."""
-    try:
-        os.killpg(group, number)
-    except OSError:
-        pass
-
-
 def ask_to_end(pids: "list[int]") -> None:
     """TERM, and CONT so that the stopped ones hear it."""
     for pid in pids:

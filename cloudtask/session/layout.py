@@ -58,10 +58,6 @@ class Paths:
         """Held with flock by whoever runs the session."""
         return os.path.join(self.root, "lock")
 
-    def worker_log(self, worker: int, slot: int | None = None) -> str:
-        """The whole path of `worker_log_name`."""
-        return os.path.join(self.root, worker_log_name(worker, slot))
-
 
 def worker_log_name(worker: int, slot: int | None = None) -> str:
     """A worker log's name in the session, as in `model.Span.file`: ``slot`` is None where the worker has one slot only."""

@@ -146,7 +146,6 @@ def test_descriptors_are_not_inherited_and_none_is_left_open(tmp_path: Path) -> 
 
 
 def test_names() -> None:
-    paths = layout.Paths("/s/3")
-    assert paths.worker_log(2) == "/s/3/workers/2.log"
-    assert paths.worker_log(2, 4) == "/s/3/workers/2.4.log"
+    assert layout.worker_log_name(2) == "workers/2.log"
+    assert layout.worker_log_name(2, 4) == "workers/2.4.log"
     assert layout.index_name("workers/2.4.log") == "workers/2.4.index"
