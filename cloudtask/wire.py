@@ -54,6 +54,8 @@ NOISE_KEPT = 4096
 """Bytes of what came before the mark that are kept for messages."""
 
 _NO_PYTHON = ("CLOUDTASK-NO", "PYTHON")
+_PART_OF_ALL = "json"
+"""A module that Debian's python3-minimal, which is not all of Python, has not."""
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\Z")
 _SIZE_DIGITS = 8
 
@@ -62,12 +64,12 @@ _SIZE_DIGITS = 8
 _BOOTSTRAP = (
     "import os,sys,zlib;"
     "s=sys.argv;"
-    "m=s[1]+s[2] if sys.version_info>=(3,6) else s[3]+s[4];"
+    "m=s[1]+s[2] if sys.version_info>=(3,6) and sys.meta_path[-1].find_spec(s[5],None) else s[3]+s[4];"
     "os.write(1,(m+chr(10)).encode());"
     "m==s[1]+s[2] or os._exit(0);"
     "r=lambda n,b:[b.extend(os.read(0,n-len(b)) or os._exit(3)) for _ in iter(lambda:len(b)<n,False)] and b;"
     f"z=bytes(r(int(r({_SIZE_DIGITS},bytearray())),bytearray()));"
-    "a=s[5:];"
+    "a=s[6:];"
     "exec(zlib.decompress(z))"
 )
 
@@ -85,7 +87,7 @@ def launch_command(key: str, nonce: tuple[str, str]) -> str:
     """
     if not _KEY.match(key):
         raise ValueError(f"{key!r} is no name for an agent")
-    words = " ".join([*nonce, *_NO_PYTHON, "attach", key])
+    words = " ".join([*nonce, *_NO_PYTHON, _PART_OF_ALL, "attach", key])
     script = f'command -v python3 >/dev/null 2>&1 && exec python3 -I -S -c "{_BOOTSTRAP}" {words}; printf %s%s {" ".join(_NO_PYTHON)}; echo'
     return f"exec /bin/sh -c '{script}'"
 

@@ -57,6 +57,7 @@ def _watch(home: "Home", marks: ending.Marks, session: int, reader: int) -> None
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
+    os.dup2(0, 2)  # the first connection's stderr would stay open for as long as we live
     system.call_yourself("cloudtask-guard")
     close_others({reader, home.lock_fd})
     said = os.read(reader, 16)

@@ -62,11 +62,21 @@ def free_bytes(path: str) -> int:
 
 
 def processors() -> int:
-    """The CPUs that this process may use."""
+    """The CPUs that this process may use; in a container with a share of them, that share rounded up."""
     try:
-        return len(os.sched_getaffinity(0))
+        allowed = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
-        return os.cpu_count() or 1
+        allowed = os.cpu_count() or 1
+    quota = cpu_quota(read_text("/sys/fs/cgroup/cpu.max"))
+    return min(allowed, quota) if quota else allowed
+
+
+def cpu_quota(text: str) -> int:
+    """The whole CPUs that a control group gives at least, from its ``cpu.max`` (``MAX PERIOD``, in microseconds); 0 for no limit."""
+    words = text.split()
+    if len(words) != 2 or not words[0].isdigit() or not words[1].isdigit() or int(words[1]) == 0:
+        return 0
+    return max(1, -(-int(words[0]) // int(words[1])))
 
 
 class Process:

@@ -274,7 +274,7 @@ class ShellAgent:
         return deliver
 
     def _on_beat(self, header: Header, payload: bytes) -> None:
-        answer = self._control.ask("beat")
+        answer = self._control.ask("beat", round(self._config["lease"]))
         self._overtaken(answer)
         free = next((whole_number(line.split()[1]) * 1024 for line in answer if line.startswith("free ")), -1)
         self._put({"t": "beat", "n": header["n"], "free": free})

@@ -74,6 +74,8 @@ class ShellAttempt:
         assert self.over
         if self.why:
             return Ending(self.why), 0
+        if self.over.late:
+            return Ending.LOST, 0
         if self.over.unstarted:
             return Ending.UNSTARTED, 0
         return ending_of(self.over.status)

@@ -168,12 +168,16 @@ class Told(NamedTuple):
 
 
 class Over(NamedTuple):
-    """The job's shell has ended, with all of its group, and all output has come.  ``refused``: nothing was started, for want of space."""
+    """The job's shell has ended, with all of its group, and all output has come.  ``refused``: nothing was started, for want of space.
+
+    ``late``: nothing was started either, since an earlier connection's end had called the attempt lost.
+    """
 
     status: int
     cpu: float
     unstarted: bool
     refused: bool
+    late: bool = False
 
 
 class Unfit(NamedTuple):
@@ -272,7 +276,7 @@ def _natural(text: str) -> int:
 
 
 def _over(status: str, unstarted: str, user: str, system: str) -> Over:
-    return Over(_natural(status), _seconds(user) + _seconds(system), unstarted == "1", unstarted == "2")
+    return Over(_natural(status), _seconds(user) + _seconds(system), unstarted == "1", unstarted == "2", unstarted == "3")
 
 
 def _seconds(text: str) -> float:

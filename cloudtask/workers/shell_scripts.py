@@ -146,7 +146,8 @@ do_ack() {
   done
 }
 do_lose() { : >"$h/$1.lost"; test -e "$h/$1.pid" && echo began; rm -f "$h/$1.out" "$h/$1.err"; }
-do_beat() {
+do_beat() { # LEASE: as an agent does, let the machine's timer see until when it is used
+  { touch -d "@$(($(date +%s) + $1))" "$h/lease"; } 2>/dev/null
   read -r current <"$h/epoch"
   test "$current" = "$mine" || { echo "overtaken ${current% *}"; return 0; }
   set -- $(df -Pk "$h" | tail -n 1)
@@ -218,7 +219,7 @@ umask 077
 echo "$$ ${26} $(date +%s)" >"$1.pid" || { echo refused >&4; exit 126; }
 # Whoever takes over sees that file, or we see here that somebody did.
 { read -r now <"${1%/*}/epoch"; } 2>/dev/null
-if test "$now" != "$6" || test -e "$1.lost"; then rm -f "$1.pid"; echo unstarted >&4; exit 126; fi
+if test "$now" != "$6" || test -e "$1.lost"; then rm -f "$1.pid"; echo late >&4; exit 126; fi
 exec </dev/null >>"$1.out" 2>>"$1.err"
 umask "$2"
 echo "start $$" >&4
@@ -276,6 +277,7 @@ tell() {
     start) pgid=$p; echo "S $p"; test -z "$lost" || finish_group;;
     unstarted) unstarted=1;;
     refused) unstarted=2;;
+    late) unstarted=3;;
     tick)
       if lives "$runner"; then flow 1048576; echo T; continue; fi
       # Killed, or it has ended meanwhile: then the word of that is still behind this one.

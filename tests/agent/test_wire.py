@@ -78,6 +78,19 @@ def test_an_old_python3_counts_as_none(tmp_path: Path) -> None:
     assert wire.Greeting(nonce).feed(done.stdout) == ("nopython", b"")
 
 
+def test_a_python3_that_is_not_all_there_counts_as_none(tmp_path: Path) -> None:
+    """Debian's python3-minimal has no json."""
+    nonce = wire.new_nonce()
+    hides = "class Hiding: find_spec = staticmethod(lambda name, path=None: None if name == 'json' else known(name, path))"
+    fake = tmp_path / "python3"
+    code = f"import sys; known = sys.meta_path[-1].find_spec\n{hides}\nsys.meta_path[-1] = Hiding\n$code"
+    fake.write_text(f'#!/bin/sh\nshift 3; code=$1; shift\nexec /usr/bin/python3 -I -S -c "{code}" "$@"\n')
+    fake.chmod(0o755)
+    shell = ["/bin/sh", "-c", wire.launch_command("s1.1", nonce)]
+    done = subprocess.run(shell, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    assert wire.Greeting(nonce).feed(done.stdout) == ("nopython", b""), done.stderr
+
+
 def test_a_python3_that_cannot_start_leaves_a_complaint(tmp_path: Path) -> None:
     nonce = wire.new_nonce()
     fake = tmp_path / "python3"
