@@ -13,8 +13,12 @@
     ├── DeclinedError                   the user answered no
     ├── WorkerError                     one worker cannot be used; the run goes on without it
     │   ├── ConnectError                no contact; worth another try
-    │   ├── RefusedError                refused key, host key or user: another try would end the same
+    │   ├── RefusedError                refused key or user: another try would end the same
+    │   │   └── HostKeyError            the host showed another key than it must have
     │   └── SetupError                  overlay or pre-command failed
+    ├── ProviderError                   a provider cannot do what it was asked
+    │   ├── ProviderRefusedError        it said no: nothing was done, and another try would end the same
+    │   └── ProviderBusyError           it gave no answer, or none that settles it: it may have been done; ask again
     ├── OvertakenError                  somebody else runs this session (exit 3)
     └── StorageError                    the controller cannot write the session (exit 3)
 
@@ -77,8 +81,24 @@ class RefusedError(WorkerError):
     """A worker refused us, or we refused it."""
 
 
+class HostKeyError(RefusedError):
+    """A worker showed another host key than it must have."""
+
+
 class SetupError(WorkerError):
     """Setting up a worker failed."""
+
+
+class ProviderError(CloudtaskError):
+    """A provider cannot do what it was asked."""
+
+
+class ProviderRefusedError(ProviderError):
+    """A provider said no."""
+
+
+class ProviderBusyError(ProviderError):
+    """A provider gave no answer that settles it."""
 
 
 class OvertakenError(CloudtaskError):

@@ -71,13 +71,21 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A worker as the user named it: ``4/user@host:2222``.  ``None`` means: not said."""
+    """A worker as the user named it (``4/user@host:2222``), or as a provider gave it.  ``None`` means: not said.
+
+    ``transport`` reaches it in place of the run's.  ``alias`` is the name that its host key goes by, where an address may belong to
+    another machine tomorrow, and ``host_key`` (``ssh-ed25519 AAAA...``) the only key that it may show; with an alias and no host key
+    the first key that it shows counts for ever.
+    """
 
     host: str
     user: str | None = None
     port: int | None = None
     slots: int | None = None
     local: bool = False
+    transport: str | None = None
+    alias: str | None = None
+    host_key: str | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

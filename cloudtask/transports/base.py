@@ -10,6 +10,7 @@ None of the objects may cross a fork: connect in the process that uses the conne
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -84,6 +85,10 @@ class Connection(Protocol):
     login: str
     """``user@host:port`` as really used, for messages."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines for the logs on how contact was made, such as a host key that was taken on trust; mostly none."""
+
     def open(self, command: str) -> Channel:
         """Starts ``command`` as the login shell's command line (surrogate escapes stand for raw bytes).
 
@@ -105,4 +110,5 @@ class Transport(Protocol):
         """Makes contact and logs in; blocks up to ``options.timeout`` seconds.
 
         Raises ConnectError where another try may succeed, RefusedError where it would end the same: one clear line each.
+        HostKeyError, which is one, where the host shows another key than it must have.
         """

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from cloudtask.errors import RefusedError
+from cloudtask.errors import HostKeyError, RefusedError
 from cloudtask.transports.sshconfig import HostConfig
 
 FAMILIES = {
@@ -49,7 +49,8 @@ class Entry(NamedTuple):
 class HostKeys:
     """What the known_hosts files say about one host.
 
-    ``ours`` is our own file.  The methods raise RefusedError with one line that says what to do.
+    ``ours`` is our own file.  The methods raise RefusedError, HostKeyError for a key that is not the host's, with one line that says
+    what to do.
     """
 
     def __init__(self, config: HostConfig, ours: str) -> None:
@@ -66,7 +67,7 @@ class HostKeys:
         """
         possible = list(supported)
         allowed = [name for name in self._config.algorithms if name in possible] if self._config.algorithms else possible
-        known = {name for entry in self._plain() for name in FAMILIES.get(entry.kind, (entry.kind,))}
+        known = {name for entry in self.plain() for name in FAMILIES.get(entry.kind, (entry.kind,))}
         ordered = sorted(allowed, key=lambda name: name not in known)
         if not ordered:
             raise RefusedError(f"{self._host}: HostKeyAlgorithms leaves no host key type that can be checked; try --transport=openssh")
@@ -74,30 +75,38 @@ class HostKeys:
 
     def check(self, kind: str, key: bytes) -> None:
         """Accepts or refuses the host key that was presented.  ``kind`` is its type, ``key`` the blob on the wire."""
-        self._judge(self._entries, kind, key)
-
-    def _judge(self, entries: list[Entry], kind: str, key: bytes) -> None:
-        for entry in entries:
-            if entry.marker == "@revoked" and entry.key == key:
-                raise RefusedError(f"{self._host}: its {kind} host key is revoked ({entry.place}): do not trust this host")
-        if any(entry.key == key for entry in entries if not entry.marker):
+        if self.knows(kind, key):
             return
-        changed = [entry for entry in entries if not entry.marker and entry.exact]
-        if changed:
-            raise RefusedError(self._changed(changed, kind))
-        for entry in entries:
-            if entry.marker == "@cert-authority":
-                raise RefusedError(
-                    f"{self._host}: its host key has to be certified by an authority ({entry.place}), "
-                    "which this transport cannot check: use --transport=openssh"
-                )
         if self._config.strict == "yes":
             file = (self._config.user_known_hosts or ("your known_hosts file",))[0]
             raise RefusedError(
                 f"{self._host}: its {kind} host key is not known and StrictHostKeyChecking is yes: "
                 f"add it with `ssh-keyscan {self._scan}` to {file} once you have verified it"
             )
-        self._remember(kind, key)
+        self.remember(kind, key)
+
+    def settle(self) -> list[str]:
+        """The login worked: nothing more to do, and nothing to tell."""
+        return []
+
+    def knows(self, kind: str, key: bytes) -> bool:
+        """True for a key that is the host's, False where none is known.  Raises for any other."""
+        entries = self._entries
+        for entry in entries:
+            if entry.marker == "@revoked" and entry.key == key:
+                raise HostKeyError(f"{self._host}: its {kind} host key is revoked ({entry.place}): do not trust this host")
+        if any(entry.key == key for entry in entries if not entry.marker):
+            return True
+        changed = [entry for entry in entries if not entry.marker and entry.exact]
+        if changed:
+            raise HostKeyError(self._changed(changed, kind))
+        for entry in entries:
+            if entry.marker == "@cert-authority":
+                raise RefusedError(
+                    f"{self._host}: its host key has to be certified by an authority ({entry.place}), "
+                    "which this transport cannot check: use --transport=openssh"
+                )
+        return False
 
     def _changed(self, entries: list[Entry], kind: str) -> str:
         same = [entry for entry in entries if entry.kind == kind]
@@ -109,7 +118,7 @@ class HostKeys:
             f"if you know that it was: ssh-keygen -R '{self._names[0]}' -f '{entry.file}'"
         )
 
-    def _remember(self, kind: str, key: bytes) -> None:
+    def remember(self, kind: str, key: bytes) -> None:
         """Adds the key to our file, unless another process has done so meanwhile (then its key counts)."""
         try:
             os.makedirs(os.path.dirname(self._ours) or ".", mode=0o700, exist_ok=True)
@@ -119,7 +128,7 @@ class HostKeys:
                 meanwhile = [entry for entry in self._read([self._ours]) if not entry.marker and entry.exact]
                 if meanwhile:
                     if all(entry.key != key for entry in meanwhile):
-                        raise RefusedError(self._changed(meanwhile, kind))
+                        raise HostKeyError(self._changed(meanwhile, kind))
                     return
                 size = os.fstat(descriptor).st_size
                 torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -129,7 +138,8 @@ class HostKeys:
         except OSError as error:
             raise RefusedError(f"{self._host}: its host key cannot be remembered in {self._ours}: {error.strerror or error}") from error
 
-    def _plain(self) -> Iterator[Entry]:
+    def plain(self) -> Iterator[Entry]:
+        """The keys that it is known by."""
         return (entry for entry in self._entries if not entry.marker)
 
     def _read(self, files: Iterable[str]) -> Iterator[Entry]:

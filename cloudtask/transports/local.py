@@ -16,6 +16,7 @@ class LocalConnection:
     """A `Connection` to this machine.  Programs run in process sessions of their own, so that Ctrl-C does not reach them."""
 
     login = "local"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory

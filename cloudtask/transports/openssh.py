@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 
 from cloudtask.errors import ConnectError, RefusedError, WorkerError
 from cloudtask.model import Address
 from cloudtask.transports.base import Channel, ConnectOptions
 from cloudtask.transports.dial import last_line
 from cloudtask.transports.handshakes import Slot
+from cloudtask.transports.pinning import PinnedKey, parse_key
 from cloudtask.transports.program import Complaints, ProgramChannel
 from cloudtask.transports.sshconfig import HostConfig, config_arguments, resolve
 from cloudtask.transports.verdict import verdict
@@ -38,6 +41,8 @@ _REFUSED = b"refused by peer"
 """Words of mux_client_request_session() in mux.c of OpenSSH."""
 
 _TALK = (b"debug1: ", b"OpenSSH_")
+_NO_SUCH_KEY = b"no matching host key type found"
+_FINGERPRINT = re.compile(rb"SHA256:[A-Za-z0-9+/]{43}")
 
 _PAUSE = 0.02
 """Seconds between two looks whether the master has logged in."""
@@ -70,10 +75,13 @@ class Master:
     """The process that holds the connection.  Raises ConnectError or RefusedError where it does not come up by ``deadline``."""
 
     def __init__(self, config: HostConfig, options: ConnectOptions, deadline: float) -> None:
+        self.notes: list[str] = []
+        self._pin = PinnedKey(config, options.known_hosts) if config.pinned else None
         self._folder = tempfile.mkdtemp(prefix="ctssh")  # 0700; short, for a socket's path has 104 bytes at most
         self.socket = os.path.join(self._folder, "s")
         self._login = config.login
-        command = ["ssh", *master_arguments(config, options, self.socket), "--", config.name]
+        pinning = self._write_key(config, self._pin) if self._pin else {}
+        command = ["ssh", *master_arguments(config, options, self.socket, pinning), "--", config.name]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
@@ -82,6 +90,8 @@ class Master:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._wait(deadline)
+            if self._pin:
+                self.notes = self._settle(self._pin)
             undo.pop_all()
 
     def alive(self) -> bool:
@@ -103,7 +113,32 @@ class Master:
     def blame(self) -> WorkerError:
         """Why it ended."""
         self._complaints.ended(0.5)
-        return verdict(self._login, self._complaints.kept())
+        said = self._complaints.kept()
+        found = verdict(self._login, said)
+        # Not where it is a jump host that shows another key.
+        if self._pin and self._pin.accepted() and (_NO_SUCH_KEY in said or os.fsencode(self._hosts) in said):
+            shown = _FINGERPRINT.search(said)
+            return self._pin.mismatch(shown[0].decode() if shown else "")
+        return found
+
+    def _write_key(self, config: HostConfig, pin: PinnedKey) -> dict[str, str]:
+        """A known_hosts file of this connection's own, and the settings that make ssh look nowhere else; none of them writes elsewhere."""
+        with open(self._hosts, "w", encoding="ascii") as file:
+            file.writelines(f"{config.alias} {key}\n" for key in pin.accepted())
+        return pinned_settings(config, pin, self._hosts)
+
+    def _settle(self, pin: PinnedKey) -> list[str]:
+        """The login worked with a key that stands in the file by now."""
+        with open(self._hosts, encoding="ascii") as file:
+            shown = [parse_key(line.split(None, 1)[1]) for line in file]
+        if not shown:
+            raise RefusedError(f"{self._login}: its host key cannot be told: {self._hosts} is empty")
+        pin.check(*shown[0])
+        return pin.settle()
+
+    @property
+    def _hosts(self) -> str:
+        return os.path.join(self._folder, "hosts")
 
     def _wait(self, deadline: float) -> None:
         while not os.path.exists(self.socket):
@@ -119,6 +154,7 @@ class OpensshConnection:
 
     def __init__(self, config: HostConfig, options: ConnectOptions, master: Master) -> None:
         self.login = config.login
+        self.notes = master.notes
         self._master = master
         self._patience = options.timeout
         self._channels: list[ProgramChannel] = []
@@ -159,8 +195,8 @@ class OpensshChannel(ProgramChannel):
         return b"".join(line for line in super().complaints().splitlines(keepends=True) if not line.startswith(_TALK))
 
 
-def master_arguments(config: HostConfig, options: ConnectOptions, path: str) -> list[str]:
-    """What the master is started with, before the host's name."""
+def master_arguments(config: HostConfig, options: ConnectOptions, path: str, pinning: Mapping[str, str]) -> list[str]:
+    """What the master is started with, before the host's name.  ``pinning`` are `pinned_settings` where they apply."""
     settings = {
         "BatchMode": "yes",
         "ControlPersist": "no",
@@ -173,12 +209,34 @@ def master_arguments(config: HostConfig, options: ConnectOptions, path: str) -> 
     }
     if config.strict != "yes":
         settings["StrictHostKeyChecking"] = "accept-new"  # also in place of "no": a changed key is never accepted
+    settings |= pinning
     words = ["-N", "-M", "-S", path, "-T", *config_arguments(options.ssh_config), "-l", config.user, "-p", str(config.port)]
     for key, value in settings.items():
         words += ["-o", f"{key}={value}"]
     for identity in _identities(config, options):
         words += ["-i", identity]
     return words
+
+
+def pinned_settings(config: HostConfig, pin: PinnedKey, file: str) -> dict[str, str]:
+    """What makes ssh accept the keys in ``file`` only, or, where there are none, write the first one there."""
+    keys = pin.accepted()
+    settings = {
+        "HostKeyAlias": str(config.alias),
+        "UserKnownHostsFile": '"' + file.replace("%", "%%") + '"',
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "yes" if keys else "accept-new",
+        "CheckHostIP": "no",
+        "HashKnownHosts": "no",
+        "NoHostAuthenticationForLocalhost": "no",
+        "UpdateHostKeys": "no",
+        "VerifyHostKeyDNS": "no",
+    }
+    if keys:
+        settings["HostKeyAlgorithms"] = ",".join(dict.fromkeys(name for key in keys for name in key.algorithms))
+    if config.hosts_command:
+        settings["KnownHostsCommand"] = "none"
+    return settings
 
 
 def channel_arguments(path: str) -> list[str]:

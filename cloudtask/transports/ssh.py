@@ -19,6 +19,7 @@ from cloudtask.transports.base import Channel, ConnectOptions
 from cloudtask.transports.handshakes import Slot
 from cloudtask.transports.hostkeys import HostKeys
 from cloudtask.transports.identities import Identities
+from cloudtask.transports.pinning import PinnedKey
 from cloudtask.transports.session import Session, SessionChannel
 from cloudtask.transports.sshconfig import HostConfig, config_arguments, expand_tokens, resolve
 from cloudtask.transports.stream import Stream
@@ -42,6 +43,10 @@ class Dropped(Exception):
     def __init__(self, reason: str, spoiled: str | None = None) -> None:
         super().__init__(reason)
         self.spoiled = spoiled
+
+
+class NoSuchHostKey(RefusedError):
+    """The server has no host key of the types that are accepted."""
 
 
 class SshTransport:
@@ -76,7 +81,7 @@ class Call:
 
     def place(self) -> SshConnection:
         """Connects, checks the host key, logs in.  Raises Dropped, ConnectError or RefusedError."""
-        keys = HostKeys(self.config, self.options.known_hosts)
+        keys = (PinnedKey if self.config.pinned else HostKeys)(self.config, self.options.known_hosts)
         with Slot(self.deadline), contextlib.ExitStack() as undo:
             line = self._line()
             undo.callback(line.close)
@@ -89,10 +94,15 @@ class Call:
                 self._log_in(session)
             except Dropped as dropped:
                 raise line.blame(self.config.login, dropped) from dropped
+            except NoSuchHostKey as error:
+                raise (keys.mismatch() if isinstance(keys, PinnedKey) and keys.accepted() else error) from error
+            notes = keys.settle()
             undo.pop_all()
         line.stream.settimeout(min(_IDLE_POLL, self.options.heartbeat / 3))
         session.set_keepalive(max(1, round(self.options.heartbeat)))
-        return SshConnection(session, line, self.config.login, self.options.timeout)
+        connection = SshConnection(session, line, self.config.login, self.options.timeout)
+        connection.notes = notes
+        return connection
 
     def left(self) -> float:
         """Seconds until the deadline, at least a little."""
@@ -116,7 +126,8 @@ class Call:
             if session.initial_kex_done:
                 return session.get_remote_server_key()
         except paramiko.ssh_exception.IncompatiblePeer as error:
-            raise RefusedError(f"{self.config.login}: no ssh algorithm in common ({error}); try --transport=openssh") from error
+            kind = NoSuchHostKey if "host key" in str(error) else RefusedError
+            raise kind(f"{self.config.login}: no ssh algorithm in common ({error}); try --transport=openssh") from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise Dropped(session.farewell or str(error) or "the other side hung up") from error
         finally:
@@ -192,6 +203,7 @@ class SshConnection:
 
     def __init__(self, session: Session, line: Line, login: str, patience: float) -> None:
         self.login = login
+        self.notes: list[str] = []
         self.session = session
         self._line = line
         self._patience = patience

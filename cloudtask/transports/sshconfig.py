@@ -19,7 +19,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cloudtask.errors import ConnectError, RefusedError
@@ -30,6 +30,11 @@ DEFAULT_USER = "root"
 DEFAULT_IDENTITIES = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 _PATIENCE = 20.0
 _GOOD_NAME = re.compile(r"[^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}-][^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}]*")
+
+_GOOD_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
+"""Nothing that known_hosts files take for a pattern, a list or a digest."""
+NAMELESS = "cloudtask-pinned"
+"""The alias of a host key that has none: it is compared, and never looked up."""
 
 
 class Hop(NamedTuple):
@@ -46,7 +51,11 @@ class HostConfig:
 
     ``name`` is the host as the user named it, ``host`` the real one.  Paths have their tokens expanded.  ``strict`` is ``yes``,
     ``no``, ``ask`` or ``accept-new``.  ``agent`` is the path of the agent's socket, None for none.  ``algorithms`` are the
-    allowed host key algorithms in order, empty for no opinion.  ``timeout`` is ConnectTimeout in seconds.
+    allowed host key algorithms in order, empty for no opinion.  ``timeout`` is ConnectTimeout in seconds.  ``hosts_command`` says that
+    KnownHostsCommand is set.
+
+    ``host_key`` is the address's: the only key that counts.  ``pinned`` says that the host key goes by ``alias``, which is the address's
+    then: what the user's configuration and files say about host keys is not asked, for the address may have been another machine's.
     """
 
     name: str
@@ -60,9 +69,12 @@ class HostConfig:
     proxy_command: str | None = None
     jumps: tuple[Hop, ...] = ()
     alias: str | None = None
+    pinned: bool = False
+    host_key: str | None = None
     strict: str = "ask"
     user_known_hosts: tuple[str, ...] = ()
     global_known_hosts: tuple[str, ...] = ()
+    hosts_command: bool = False
     algorithms: tuple[str, ...] = ()
     timeout: float | None = None
     config_file: str | None = field(default=None, compare=False)
@@ -90,13 +102,15 @@ def resolve(address: Address, user: str | None, config_file: str | None) -> Host
         words = _ask_ssh(address, wanted or _configured_user(address, config_file), config_file)
     else:
         words = _read_files(address, wanted, config_file)
-    return _record(address, words, config_file)
+    return _pinned(_record(address, words, config_file), address)
 
 
 def check_name(address: Address) -> None:
     """Refuses a host name that ssh, or the shell of a ProxyCommand, could take for something else."""
     if not _GOOD_NAME.fullmatch(address.host):
         raise RefusedError(f"{address.host!r} cannot be a host name")
+    if address.alias is not None and not _GOOD_ALIAS.fullmatch(address.alias):
+        raise RefusedError(f"{address.alias!r} cannot be the name of a host key")
 
 
 def home() -> str:
@@ -203,9 +217,26 @@ def _record(address: Address, words: dict[str, list[str]], config_file: str | No
         strict={"true": "yes", "false": "no", "off": "no"}.get(one("stricthostkeychecking", "ask"), one("stricthostkeychecking", "ask")),
         user_known_hosts=_files(one("userknownhostsfile"), tokens),
         global_known_hosts=_files(one("globalknownhostsfile"), tokens),
+        hosts_command=optional("knownhostscommand") is not None,
         algorithms=tuple(word for word in one("hostkeyalgorithms", "").split(",") if word),
         timeout=float(one("connecttimeout")) if one("connecttimeout").isdigit() else None,
         config_file=config_file,
+    )
+
+
+def _pinned(config: HostConfig, address: Address) -> HostConfig:
+    """The same, with the host key that the address names, or the alias that it goes by, in the place of the user's files."""
+    if address.alias is None and address.host_key is None:
+        return config
+    return replace(
+        config,
+        alias=(address.alias or NAMELESS).lower(),
+        pinned=True,
+        host_key=address.host_key,
+        strict="accept-new",
+        user_known_hosts=(),
+        global_known_hosts=(),
+        algorithms=() if address.host_key else config.algorithms,
     )
 
 

@@ -5,7 +5,7 @@ The one place where the words of OpenSSH's messages are matched (sshconnect.c, s
 
 from __future__ import annotations
 
-from cloudtask.errors import ConnectError, RefusedError, WorkerError
+from cloudtask.errors import ConnectError, HostKeyError, RefusedError, WorkerError
 from cloudtask.transports.dial import last_line
 
 _REFUSALS = {
@@ -14,6 +14,7 @@ _REFUSALS = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "HOST KEY has changed: someone may be listening in, or the host was made anew",
     "REVOKED HOST KEY": "its host key is revoked: do not trust this host",
     "Host key verification failed": "its host key is not known, or cannot be verified",
+    "no matching host key type found": "it has no host key of the types that are accepted",
     "Unable to negotiate": "there is no algorithm in common",
     "Bad configuration option": "ssh rejects its configuration",
     "Bad owner or permissions": "ssh rejects its configuration",
@@ -21,13 +22,17 @@ _REFUSALS = {
 }
 """Words of a complaint -> what it means in ours.  The first that is found counts."""
 
+_HOST_KEYS = ("REMOTE HOST IDENTIFICATION HAS CHANGED", "REVOKED HOST KEY")
+"""Those that say that the host showed a key which is not its own."""
+
 
 def verdict(who: str, complaints: bytes) -> WorkerError:
     """The error for an ssh process that ended: RefusedError where another try would end the same, else ConnectError."""
     text = complaints.decode("utf-8", "replace")
     for words, meaning in _REFUSALS.items():
         if words in text:
-            return RefusedError(f"{who}: {meaning} (ssh: {_telling(text, words)})")
+            kind = HostKeyError if words in _HOST_KEYS else RefusedError
+            return kind(f"{who}: {meaning} (ssh: {_telling(text, words)})")
     said = last_line(complaints)
     return ConnectError(f"{who}: no connection" + (f" (ssh: {said})" if said else ""))
 

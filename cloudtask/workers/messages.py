@@ -51,6 +51,10 @@ class WorkerSpec:
     """Only ask what the agent has and look after that: the worker belongs to an earlier run."""
     known: bool
     """The journal says that it was reached before: no first contact, so it may be away for --lost-timeout."""
+    boot_timeout: float | None = None
+    """It was just launched: first contact may take so long, whatever goes wrong meanwhile."""
+    timer: str | None = None
+    """The script that powers the machine off when nobody uses it, where it is to be started once there is contact."""
 
 
 # --- from the main process -------------------------------------------------------------------------------------------
@@ -102,7 +106,9 @@ class Epoch(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Nothing more to do: clean the worker up (post, key, home) and leave."""
+    """Nothing more to do: clean the worker up (post, key, home) and leave.  ``hold``: its machine stays for so many seconds."""
+
+    hold: int = 0
 
 
 class Abort(NamedTuple):
@@ -111,6 +117,12 @@ class Abort(NamedTuple):
 
 class Leave(NamedTuple):
     """Leave at once; the agent goes on."""
+
+
+class MachineGone(NamedTuple):
+    """The provider says that the worker's machine is not there any more: all that was there is lost, and there is nothing to clean up."""
+
+    why: str
 
 
 # --- from a supervisor -----------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Making a worker ready for jobs: the overlay, then the pre-command, each once for as long as the agent's home lives."""
+"""Making a worker ready for jobs: the machine's timer, where it has to be started; then the overlay and the pre-command, each once for as
+long as the agent's home lives."""
 
 from __future__ import annotations
 
 import os
 import time
+from typing import NamedTuple
 
 from cloudtask.model import Attempt, Result
 from cloudtask.printable import describe_code
@@ -11,6 +13,7 @@ from cloudtask.workers import messages as m
 from cloudtask.workers.contact import Background
 from cloudtask.workers.conversation import Conversation
 from cloudtask.workers.ledger import Ledger
+from cloudtask.workers.machine_timer import hold_machine, start_timer
 from cloudtask.workers.setup import apply_overlay
 from cloudtask.workers.worker_log import WorkerLog
 
@@ -18,6 +21,18 @@ READY = "ready"
 _FOR_EVER = 10 * 365 * 86400.0
 OVERLAID = object()
 """What the background call returns when the overlay is in place."""
+
+
+class Timed(NamedTuple):
+    """What it returns for the timer: why there is none, or nothing."""
+
+    problem: str
+
+
+class Held(NamedTuple):
+    """The same for holding the machine."""
+
+    problem: str
 
 
 class Preparation:
@@ -28,11 +43,17 @@ class Preparation:
         self._log = log
         self._ledger = ledger
         self._background = background
+        self.timed = spec.timer is None or spec.ask_only
+        """The machine's timer runs, or cannot be had.  A machine that was started again needs it again."""
         self.overlaid = spec.overlay is None
         self.done = False
 
     def go_on(self, talk: Conversation) -> str | None:
         """Begin the next step that is not done; ``ready`` when there is none."""
+        if not self.timed:
+            if not self._background.busy:
+                self._start_timer(talk)
+            return None
         if self.done or self._spec.ask_only:
             return READY
         if not self.overlaid:
@@ -43,6 +64,19 @@ class Preparation:
             self._start_pre(talk)
             return None
         return self._complete(talk)
+
+    def _start_timer(self, talk: Conversation) -> None:
+        connection, script = talk.connection, self._spec.timer or ""
+        self._background.start(lambda: Timed(start_timer(connection, script)))
+
+    def hold(self, talk: Conversation, seconds: int) -> None:
+        """Hold the machine, though nobody uses it."""
+        connection = talk.connection
+        self._background.start(lambda: Held(hold_machine(connection, seconds)))
+
+    def restarted(self) -> None:
+        """The machine booted anew."""
+        self.timed = self._spec.timer is None or self._spec.ask_only
 
     def _start_overlay(self, talk: Conversation) -> None:
         assert self._spec.overlay

@@ -18,20 +18,21 @@ import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from cloudtask.errors import StorageError, WorkerError
+from cloudtask.errors import StorageError
 from cloudtask.model import Attempt, Identity
 from cloudtask.printable import describe_code
 from cloudtask.states import Ending
-from cloudtask.transports import find as find_transport
 from cloudtask.workers import messages as m
 from cloudtask.workers.appetite import Appetite
-from cloudtask.workers.contact import Background, Contact, Reached
+from cloudtask.workers.contact import Background, Contact, Reached, reach
 from cloudtask.workers.conversation import Conversation, Rank, read_row
+from cloudtask.workers.errands import Errands
 from cloudtask.workers.intake import Intake
 from cloudtask.workers.ledger import Ledger
+from cloudtask.workers.machine_timer import IT_IS_US
 from cloudtask.workers.mailbox import Mailbox
-from cloudtask.workers.peer import open_peer
-from cloudtask.workers.preparation import OVERLAID, READY, Preparation
+from cloudtask.workers.preparation import OVERLAID, READY, Held, Preparation, Timed
+from cloudtask.workers.reunion import compare
 from cloudtask.workers.worker_log import WorkerLog
 
 _BACKLOG_POLL = 0.01
@@ -64,7 +65,7 @@ class Supervisor:
         self._spec = spec
         self._mailbox = mailbox
         self._background = Background()
-        self._contact = Contact(spec.known, spec.lost_timeout)
+        self._contact = Contact(spec.known, spec.lost_timeout, spec.boot_timeout)
         self._log = WorkerLog(spec.directory, spec.number, str(spec.address))
         self._ledger = Ledger(self._log)
         self._outbox: list[object] = []
@@ -78,13 +79,15 @@ class Supervisor:
         self._identity: Identity | None = None
         self._slots = 1
         self._appetite = Appetite(self._ledger, ahead=spec.prefetch, cautious=spec.cautious)
-        self._acks: list[Attempt] = []
-        self._cancelled: dict[Attempt, str] = {}
+        self._errands = Errands(self._ledger, self._log)
+        self._told: set[str] = set()
+        """What was said about how contact was made: once is enough."""
         self._goal: Callable[[], None] | None = None
         self._goal_deadline = 0.0
         self._retiring: str | None = None
         self._leaving = False
         self._failure: str | None = None
+        self._machine_gone: str | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
 
@@ -98,6 +101,7 @@ class Supervisor:
             self._read_mailbox()
             self._read_background()
             self._read_worker()
+            self._leave_gone_machine()
             self._keep_alive()
             self._pull()
             self._flush()
@@ -147,19 +151,7 @@ class Supervisor:
     def _connect_when_due(self) -> None:
         if self._talk or self._background.busy or time.monotonic() < self._contact.next_try:
             return
-        self._background.start(self._reach)
-
-    def _reach(self) -> Reached:
-        """Blocking, in the background thread."""
-        connection = find_transport(self._spec.transport).connect(self._spec.address, self._spec.connect)
-        key = f"{self._spec.session}.{self._spec.number}"
-        notes: list[str] = []
-        try:
-            peer = open_peer(connection, key, notes.append)
-        except (WorkerError, OSError):
-            connection.close()
-            raise
-        return Reached(connection, peer, notes)
+        self._background.start(lambda: reach(self._spec))
 
     def _read_background(self) -> None:
         if not select.select([self._background], [], [], 0)[0]:
@@ -170,6 +162,15 @@ class Supervisor:
         elif outcome is OVERLAID:
             self._preparation.overlaid = True
             self._continue_setup()
+        elif isinstance(outcome, Timed):
+            self._preparation.timed = True
+            if outcome.problem:
+                self._note(f"no timer on this machine: {outcome.problem}", warning=outcome.problem != IT_IS_US)
+            self._continue_setup()
+        elif isinstance(outcome, Held):
+            if outcome.problem and outcome.problem != IT_IS_US:
+                self._note(f"this machine may end itself before its time: {outcome.problem}", warning=True)
+            self._aim(self._ask_to_finish)
         elif isinstance(outcome, Exception):
             self._background_failed(outcome)
 
@@ -177,8 +178,12 @@ class Supervisor:
         if self._talk:
             self._give_up(f"setup failed: {error}")
             return
-        if self._contact.failed(error):
-            self._give_up(f"unreachable: {error}")
+        before = self._contact.reason
+        useless = self._contact.failed(error)
+        if self._contact.booting and self._contact.reason != before:
+            self._log.status(0, f"not ready yet: {self._contact.reason}")
+        if useless:
+            self._give_up(f"unreachable: {self._contact.reason}")
         elif self._goal and self._contact.failures >= _LAST_TRIES:
             self._leave(clean=False)
 
@@ -189,6 +194,9 @@ class Supervisor:
         self._connection_number += 1
         for note in reached.notes:
             self._log.status(0, note)
+        for note in set(reached.connection.notes) - self._told:
+            self._told.add(note)
+            self._note(note)
         # What was acknowledged need not be told again to whom it was told once: after a long run those are many rows.
         self._talk = Conversation(reached, self._spec, Rank(self._epoch, self._connection_number), everything=not self._introduced)
 
@@ -197,13 +205,15 @@ class Supervisor:
             return
         self._talk.close()
         self._talk = None
-        self._contact.cut()
+        self._contact.cut(why)
         self._log.status(0, f"connection lost: {why}")
         if self._goal and self._failure is not None:
             self._leave(clean=False)
 
     def _keep_alive(self) -> None:
-        if self._talk is None:
+        if self._contact.overdue() and not self._leaving:
+            self._give_up(f"unreachable: {self._contact.reason}")
+        elif self._talk is None:
             if self._contact.away():
                 self._outbox.append(m.Away(self._contact.reason))
             if self._contact.lost():
@@ -253,29 +263,14 @@ class Supervisor:
         self._continue_setup()
 
     def _on_cancel(self, message: m.Cancel) -> None:
-        self._cancelled.update(dict.fromkeys(message.attempts, message.why))
-        self._send_cancels()
-
-    def _send_cancels(self) -> None:
-        """Also after every new contact: the cut may have swallowed one."""
-        if self._talk and self._talk.welcomed:
-            self._cancelled = {attempt: why for attempt, why in self._cancelled.items() if self._ledger.find(attempt)}
-            for attempt, why in self._cancelled.items():
-                self._talk.kill([attempt], why)
+        self._errands.cancel(message.attempts, message.why, self._talk)
 
     def _on_recall(self, message: m.Recall) -> None:
         if self._talk:
             self._talk.recall(message.most)
 
     def _on_durable(self, message: m.Durable) -> None:
-        self._acks.extend(message.attempts)
-        self._send_acks()
-
-    def _send_acks(self) -> None:
-        if self._acks and self._talk and self._talk.welcomed:
-            self._log.sync()
-            self._talk.acknowledge(self._acks)
-            self._acks = []
+        self._errands.acknowledge(message.attempts, self._talk)
 
     def _on_epoch(self, message: m.Epoch) -> None:
         self._epoch = max(self._epoch, message.epoch)
@@ -283,13 +278,19 @@ class Supervisor:
             self._cut("the run took a higher epoch")
 
     def _on_finish(self, message: m.Finish) -> None:
-        self._aim(self._ask_to_finish)
+        if message.hold and self._talk and not self._background.busy:
+            self._preparation.hold(self._talk, message.hold)
+        else:
+            self._aim(self._ask_to_finish)
 
     def _on_abort(self, message: m.Abort) -> None:
         self._aim(self._ask_to_abort)
 
     def _on_leave(self, message: m.Leave) -> None:
         self._leaving = True
+
+    def _on_machine_gone(self, message: m.MachineGone) -> None:
+        self._machine_gone = message.why
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
@@ -309,12 +310,12 @@ class Supervisor:
 
     def _ask_to_finish(self) -> None:
         assert self._talk
-        self._send_acks()
+        self._errands.send_acknowledgements(self._talk)
         self._talk.send({"t": "finish"})
 
     def _ask_to_abort(self) -> None:
         assert self._talk
-        self._send_acks()
+        self._errands.send_acknowledgements(self._talk)
         self._talk.send({"t": "abort"})
 
     def _begin_retiring(self) -> None:
@@ -337,9 +338,19 @@ class Supervisor:
         else:
             self._leave(clean=self._identity is None and not self._spec.known)
 
+    def _leave_gone_machine(self) -> None:
+        """What its agent still told has been read by now; nothing else is there any more, and nobody needs to be asked."""
+        if self._machine_gone is None or self._leaving:
+            return
+        self._log.status(0, f"the machine is gone: {self._machine_gone}")
+        lost = [attempt for attempt in self._ledger.drop(self._ledger.attempts()) if attempt.job > 0]
+        if lost:
+            self._outbox.append(m.Lost(lost, self._machine_gone))
+        self._leave(clean=True)
+
     def _leave(self, clean: bool) -> None:
         if not self._leaving:
-            self._outbox.append(m.Gone(clean))
+            self._outbox.append(m.Gone(clean or self._machine_gone is not None))
         self._leaving = True
 
     # --- what the worker says ----------------------------------------------------------------------------------------
@@ -383,6 +394,8 @@ class Supervisor:
         self._identity = talk.agent.identity
         self._slots = self._log.slots = self._intake.slots = talk.agent.slots
         self._preparation.done = talk.agent.ready
+        if new_machine:
+            self._preparation.restarted()
         if not self._introduced:
             self._log.status(0, f"connected: {talk.agent.describe()}")
             self._outbox.append(
@@ -406,30 +419,18 @@ class Supervisor:
         """Contact again: hold what the agent has against what it was given."""
         talk = self._talk
         assert talk and talk.agent
-        rows = {row.attempt: row for row in map(read_row, talk.rows)}
-        wanted, lost, absent = [], [], []
-        for attempt in self._ledger.attempts():
-            flight = self._ledger.find(attempt)
-            assert flight
-            row = rows.get(attempt)
-            if row and row.state in ("queued", "running", "ended"):
-                flight.known = True
-                wanted.append(flight)
-            elif row or flight.started or new_machine or talk.agent.fresh:
-                lost.append(attempt)
-            else:
-                absent.append(flight)
-        if lost:
+        found = compare(self._ledger, map(read_row, talk.rows), forgetful=new_machine or talk.agent.fresh)
+        if found.lost:
             why = "the machine restarted" if new_machine or talk.agent.rebooted else "the agent died"
-            self._outbox.append(m.Lost([attempt for attempt in self._ledger.drop(lost) if attempt.job > 0], why))
-        talk.want(wanted)
+            self._outbox.append(m.Lost([attempt for attempt in self._ledger.drop(found.lost) if attempt.job > 0], why))
+        talk.want(found.wanted)
         if self._retiring:
-            self._intake.give_back([flight.attempt for flight in absent])
-            talk.kill([flight.attempt for flight in wanted], str(Ending.ABORTED))
+            self._intake.give_back([flight.attempt for flight in found.absent])
+            talk.kill([flight.attempt for flight in found.wanted], str(Ending.ABORTED))
         else:
-            talk.run([flight for flight in absent if flight.code])
-        self._send_cancels()
-        self._send_acks()
+            talk.run([flight for flight in found.absent if flight.code])
+        self._errands.send_cancels(talk)
+        self._errands.send_acknowledgements(talk)
         self._continue_setup()
 
     def _frame_refused(self, header: dict[str, Any], payload: bytes) -> None:
@@ -487,7 +488,7 @@ class Supervisor:
 
     _HANDLERS: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
         m.Beat: _on_beat, m.Work: _on_work, m.Adopt: _on_adopt, m.Cancel: _on_cancel, m.Recall: _on_recall, m.Durable: _on_durable,
-        m.Epoch: _on_epoch, m.Finish: _on_finish, m.Abort: _on_abort, m.Leave: _on_leave,
+        m.Epoch: _on_epoch, m.Finish: _on_finish, m.Abort: _on_abort, m.Leave: _on_leave, m.MachineGone: _on_machine_gone,
     }  # fmt: skip
     _FRAMES: ClassVar[dict[str, Callable[[Any, dict[str, Any], bytes], None]]] = {
         "welcome": _frame_welcome, "inventory": _frame_inventory, "refused": _frame_refused, "full": _frame_full,

@@ -127,6 +127,7 @@ class LoginScript:
     """A connection to this machine whose login shell runs ``script`` first."""
 
     login = "root@worker:22"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, script: str) -> None:
         self._script = script
