@@ -1,15 +1,13 @@
 """Workers as people name them: ``4/user@host:2222 host2 [::1]:22 local``.
 
 A worker is ``[SLOTS/][USER@]HOST[:PORT]``; ``local`` is this machine, without ssh.  More than one colon without brackets is an IPv6
-address without a port.  The same host twice is two workers.
+address without a port.  The same host twice is two workers.  A file of them is `worker_file`'s.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-from collections.abc import Iterable
 
 from cloudtask.model import Address
 
@@ -18,51 +16,6 @@ _SLOTS = re.compile(r"([^/@\[\]]*)/(.*)", re.DOTALL)
 # What ssh itself refuses or a command line could mistake; see CVE-2023-51385 for what shell text in a name can do.
 _USER = re.compile(r"[^\s\x00-\x1f\x7f'\"`$\\;&<>|(){}@:/-][^\s\x00-\x1f\x7f'\"`$;&<>|(){}:/]*")
 _HOST = re.compile(r"[^\W_][\w.-]*\.?|_[\w.-]+", re.UNICODE)
-
-
-def parse_addresses(value: object, folder: str) -> tuple[Address, ...]:
-    """The workers that ``value`` names: text with blanks between them, the name of an existing file, or a list.
-
-    ``folder`` is what a relative file name counts from.  Raises ValueError, also where nothing is named: an empty variable in a
-    script must not make its jobs run on the controller.
-    """
-    if isinstance(value, str):
-        words = _read(value, folder)
-    elif isinstance(value, (list, tuple)) and all(isinstance(word, (str, Address)) for word in value):
-        words = [str_with_slots(word) if isinstance(word, Address) else word for word in value]
-    else:
-        raise ValueError("must be text or a list of workers")
-    addresses = tuple(parse_address(word) for word in words)
-    if not addresses:
-        raise ValueError(f"names no worker; give hosts, or {LOCAL} for this machine")
-    return addresses
-
-
-def _read(text: str, folder: str) -> list[str]:
-    path = os.path.join(folder, os.path.expanduser(text.strip()))
-    if text.strip() and "\0" not in path and os.path.isfile(path):
-        return list(_file_words(path))
-    if text.strip().startswith(("/", "./", "../", "~")):
-        raise ValueError(f"no file {path}")
-    return text.split()
-
-
-def _file_words(path: str) -> Iterable[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text in UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        words = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split()
-        if len(words) > 1:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is more than one worker; give one a line")
-        try:
-            yield from (str_with_slots(parse_address(word)) for word in words)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
 
 
 def parse_address(word: str) -> Address:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloudtask.addresses import parse_addresses
 from cloudtask.hook_syntax import check_hook
 from cloudtask.model import Halt
 from cloudtask.units import parse_duration, parse_size
+from cloudtask.worker_file import parse_workers
 
 YES = ("yes", "true", "1", "on")
 NO = ("no", "false", "0", "off")
@@ -125,6 +125,14 @@ def size(value: object, scene: Scene) -> int:
     return int(parse_size(value))
 
 
+def money(value: object, scene: Scene) -> float:
+    """US dollars: ``5``, ``0.25``, ``$5``; more than none."""
+    said = str(value).strip().removeprefix("$") if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", said) or not float(said):
+        raise ValueError("not an amount of dollars (5, 0.25)")
+    return float(said)
+
+
 def choice(*words: str) -> Parser:
     """One of ``words``."""
 
@@ -156,8 +164,8 @@ def write_halt(value: Halt) -> str:
 
 
 def workers(value: object, scene: Scene) -> Any:
-    """See :mod:`cloudtask.addresses`."""
-    return parse_addresses(value, scene.folder)
+    """See :mod:`cloudtask.worker_file`."""
+    return parse_workers(value, scene.folder)
 
 
 def _texts(value: object) -> Sequence[str]:
@@ -211,6 +219,16 @@ def directory(value: object, scene: Scene) -> str | None:
     found = _path(value, scene)
     if found and not os.path.isdir(found):
         raise ValueError(f"no directory {found}")
+    return found
+
+
+def new_file(value: object, scene: Scene) -> str | None:
+    """A file that does not exist yet, in a directory that does."""
+    found = _path(value, scene)
+    if found and os.path.lexists(found):
+        raise ValueError(f"{found} exists already; name a new file")
+    if found and not os.path.isdir(os.path.dirname(found)):
+        raise ValueError(f"no directory {os.path.dirname(found)}")
     return found
 
 
