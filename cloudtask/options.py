@@ -7,8 +7,9 @@ not accepted: a script that used one would break with the next release.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from cloudtask.errors import UsageError
 from cloudtask.settings import GROUPS, Row, Table
@@ -54,26 +55,43 @@ class Parsed:
     words: tuple[str, ...] = ()
 
 
-def parse(argv: Sequence[str], table: Table) -> Parsed:
-    """Read a command line.  Raises UsageError naming the option and, for an unknown one, the nearest."""
+def parse(
+    argv: Sequence[str],
+    table: Table,
+    *,
+    actions: Sequence[Action] = ACTIONS,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    anywhere: bool = False,
+) -> Parsed:
+    """Read a command line.  Raises UsageError naming the option and, for an unknown one, the nearest.
+
+    ``aliases`` are other names of settings' options (``--region``: ``--ec2-region``).  ``anywhere``: options may stand behind words too.
+    """
     rows = {row.option: row for row in table if row.has_option}
-    actions = {name: action for action in ACTIONS for name in (action.option, action.short) if name}
-    parsed, rest = Parsed(), list(argv)
-    while rest and rest[0].startswith("-") and rest[0] != "-":
+    rows |= {alias: rows[option] for alias, option in aliases.items()}
+    known = {name: action for action in actions for name in (action.option, action.short) if name}
+    parsed, rest, words = Parsed(), list(argv), []
+    while rest and (anywhere or _is_option(rest[0])):
         word = rest.pop(0)
         if word == "--":
             break
         name, equals, given = word.partition("=")
         value = given if equals else None
-        if word == _NUL_INPUT:
+        if not _is_option(word):
+            words.append(word)
+        elif word == _NUL_INPUT and "--input" in rows:
             parsed.values["input"] = "nul"
         elif name in rows:
             _take_setting(parsed, rows[name], value, rest)
-        elif name in actions:
-            _take_action(parsed, actions[name], value, rest)
+        elif name in known:
+            _take_action(parsed, known[name], value, rest)
         else:
-            raise UsageError(f"unknown option {name}{did_you_mean(name, [*rows, *actions])}; --help lists them all")
-    return Parsed(values=parsed.values, actions=parsed.actions, words=tuple(rest))
+            raise UsageError(f"unknown option {name}{did_you_mean(name, [*rows, *known])}; --help lists them all")
+    return Parsed(values=parsed.values, actions=parsed.actions, words=(*words, *rest))
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word != "-"
 
 
 def _take_setting(parsed: Parsed, row: Row, value: str | None, rest: list[str]) -> None:
@@ -119,20 +137,34 @@ def usage(program: str) -> str:
     )
 
 
-def help_text(table: Table, program: str, description: str) -> str:
-    """All of ``--help``: what it is, how to call it, and each option in its group with its default.  No line is over 80 columns."""
-    parts = [_wrap(description, ""), "\n", usage(program)]
+def help_text(
+    table: Table,
+    program: str,
+    description: str,
+    *,
+    how: str = "",
+    actions: Sequence[Action] = ACTIONS,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """All of ``--help``: what it is, how to call it (``how``, else as cloudtask is), and each option in its group with its default.
+
+    ``actions`` and ``aliases`` are those of `parse`.  No line is over 80 columns.
+    """
+    others = {option: f", {alias}" for alias, option in aliases.items()}
+    parts = [_wrap(description, ""), "\n", how or usage(program)]
     groups = [*GROUPS, *sorted({row.group for row in table} - set(GROUPS))]
     for group in groups:
-        entries = [_entry(_row_names(row), row.help + _default_note(row)) for row in table if row.group == group and row.has_option]
-        parts += [f"\n{group}:\n", *entries]
-    parts += [f"\n{_OTHER}:\n", *(_entry(_action_names(action), action.help) for action in ACTIONS)]
+        members = [row for row in table if row.group == group and row.has_option]
+        entries = [_entry(_row_names(row) + others.get(row.option, ""), row.help + _default_note(row)) for row in members]
+        parts += [f"\n{group}:\n", *entries] if entries else []
+    parts += [f"\n{_OTHER}:\n", *(_entry(_action_names(action), action.help) for action in actions)]
     parts.append("\nDURATION is 90, 90s, 15m, 2h or 1d; SIZE is 4096, 100K, 20M or 1G.\n")
     return "".join(parts)
 
 
 def _row_names(row: Row) -> str:
-    return row.option + (f"={row.metavar}" if row.metavar else "")
+    value = f"={row.metavar}" if row.metavar else ""
+    return row.option + (f"[{value}]" if value and row.value_optional else value)
 
 
 def _action_names(action: Action) -> str:

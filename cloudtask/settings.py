@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import cloudtask.kinds as kinds
-from cloudtask.addresses import str_with_slots
 from cloudtask.model import Address, Halt
+from cloudtask.worker_file import write_address
 
 PREFIX = "CLOUDTASK_"
 JOB_VARIABLES = frozenset(PREFIX + name for name in ("SESSION", "JOB", "ATTEMPT", "WORKER", "SLOT"))
@@ -35,7 +35,7 @@ def plain(value: object) -> object:
     if isinstance(value, kinds.CommandWords):
         return kinds.write_command(value)
     if isinstance(value, tuple):
-        return [str_with_slots(item) if isinstance(item, Address) else item for item in value] or None
+        return [write_address(item) if isinstance(item, Address) else item for item in value] or None
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -47,7 +47,8 @@ class Row:
 
     ``afterwards`` says what a resume does without the option: ``saved`` takes the session's value, ``afresh`` looks at template,
     environment and configuration again (secrets, and what is about this run only), ``once`` wants it on the command line again.
-    ``has_option`` is False for the command, which is said in words; no variable and no file sets it either.
+    ``has_option`` is False for the command, which is said in words; no variable and no file sets it either.  ``value_optional``: the
+    option can stand without a value, and means True then.
     """
 
     name: str
@@ -63,11 +64,12 @@ class Row:
     afterwards: Afterwards = "saved"
     shown_default: str = ""
     has_option: bool = True
+    value_optional: bool = False
 
     @property
     def is_flag(self) -> bool:
         """True where the option needs no value."""
-        return self.parse is kinds.flag
+        return self.parse is kinds.flag or self.value_optional
 
     @property
     def key(self) -> str:
@@ -98,7 +100,7 @@ def _flag(group: str, help: str, **more: Any) -> Any:
     return _row(kinds.flag, False, "", group, help, **more)
 
 
-JOBS, FAILURES, OUTPUT, WORKERS, LAUNCHING, SESSION = "Jobs", "Failures", "Output", "Workers", "Launched workers (not built yet)", "Session"
+JOBS, FAILURES, OUTPUT, WORKERS, LAUNCHING, SESSION = "Jobs", "Failures", "Output", "Workers", "Launched workers", "Session"
 GROUPS = (JOBS, FAILURES, OUTPUT, WORKERS, LAUNCHING, SESSION)
 HOUR = 3600.0
 
@@ -123,12 +125,43 @@ class Settings:
     provider: str | None = _row(kinds.word, None, "NAME", LAUNCHING, "where workers are launched")
     hub_apikey: str | None = _row(kinds.text, None, "APIKEY", LAUNCHING, "TurnKey Hub API key", secret=True, afterwards="afresh")
     ec2_region: str = _row(kinds.word, "us-east-1", "REGION", LAUNCHING, "region for instance launch", always_shown=True)
-    ec2_size: str = _row(kinds.word, "m1.small", "SIZE", LAUNCHING, "instance launch size", always_shown=True)
-    ec2_type: str = _row(kinds.choice("s3", "ebs"), "s3", "s3|ebs", LAUNCHING, "instance launch type", always_shown=True)
+    ec2_size: str | None = _row(
+        kinds.word, None, "SIZE", LAUNCHING, "instance launch size", shown_default="t3.small; with the hub m1.small"
+    )
+    ec2_type: str | None = _row(
+        kinds.choice("s3", "ebs"), None, "s3|ebs", LAUNCHING, "instance launch type", shown_default="ebs; with the hub s3"
+    )
     user: str | None = _row(kinds.word, None, "USERNAME", WORKERS, "user to log in as", shown_default="ssh_config's, else root")
     backup_id: int | None = _row(kinds.whole(1), None, "ID", LAUNCHING, "TurnKey Backup ID to restore on launch")
     ami_id: str | None = _row(kinds.word, None, "ID", LAUNCHING, "launch a specific AMI")
     snapshot_id: str | None = _row(kinds.word, None, "ID", LAUNCHING, "launch from a snapshot")
+    boot_timeout: float = _row(
+        kinds.some_duration, 600.0, "DURATION", LAUNCHING, "how long a launched machine may take to be ready", shown_default="10m"
+    )
+    min_split: int | None = _row(
+        kinds.whole(1), None, "NUM", LAUNCHING, "start when so many workers are ready, and give up if they cannot be had"
+    )
+    replace: int | None = _row(
+        kinds.whole(0), None, "NUM", LAUNCHING, "how many lost machines are replaced at most", shown_default="as many as it takes"
+    )
+    max_workers: int | None = _row(kinds.whole(1), None, "NUM", LAUNCHING, "how many launched machines there may be at a time")
+    max_hourly: float | None = _row(kinds.money, None, "DOLLARS", LAUNCHING, "what the launched machines may cost an hour together")
+    max_cost: float | None = _row(kinds.money, None, "DOLLARS", LAUNCHING, "what the run's machines may cost; then it drains and ends")
+    prices: str | None = _row(
+        kinds.readable_file, None, "FILE", LAUNCHING, "prices an hour, beside those that are known (see cloudtask-providers)"
+    )
+    keep: str | None = _row(
+        kinds.new_file, None, "FILE", LAUNCHING, "keep the machines at the end, and list them in FILE for --workers", afterwards="once"
+    )
+    keep_for: float = _row(
+        kinds.some_duration, 8 * HOUR, "DURATION", LAUNCHING, "how long kept machines may stay unused", shown_default="8h"
+    )
+    idle_timeout: float = _row(
+        kinds.duration, 300.0, "DURATION", LAUNCHING, "when a host that was started is stopped after its last use", shown_default="5m"
+    )
+    resume_grace: float = _row(
+        kinds.duration, 300.0, "DURATION", LAUNCHING, "how long the watchdog waits for a resume of a run that died", shown_default="5m"
+    )
     workers: tuple[Address, ...] = _row(
         kinds.workers,
         (),
@@ -219,7 +252,11 @@ class Settings:
     keep_order: bool = _flag(OUTPUT, "output in the order of the jobs")
     tag: bool = _flag(OUTPUT, "put the job's words and a tab before each line of its output")
     transport: str = _row(
-        kinds.choice("ssh", "openssh"), "ssh", "ssh|openssh", WORKERS, "how workers are reached: ssh, or openssh (the system's ssh program)"
+        kinds.choice("ssh", "openssh", "docker"),
+        "ssh",
+        "ssh|openssh|docker",
+        WORKERS,
+        "how workers are reached: ssh, openssh (the system's ssh program), or docker (running containers, by name)",
     )
     ssh_config: str | None = _row(kinds.readable_file, None, "FILE", WORKERS, "ssh configuration to use", shown_default="~/.ssh/config")
     sessions: str = _row(kinds.path, "~/.cloudtask", "PATH", SESSION, "where sessions are stored", afterwards="afresh")

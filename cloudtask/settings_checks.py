@@ -20,6 +20,8 @@ def check(values: Values) -> None:
     if settings.ami_id and settings.snapshot_id:
         ami, snapshot = values.said("ami-id"), values.said("snapshot-id")
         raise SettingError(f"{ami} and {snapshot} exclude each other: a machine is made from one of them")
+    if settings.keep and settings.provider == "hosts":
+        raise SettingError(f"{values.said('keep')} and --provider=hosts exclude each other: hosts are there for the next session anyway")
     if settings.lease <= settings.heartbeat:
         lease, heartbeat = values.said("lease", f"{settings.lease:g}s"), values.said("heartbeat", f"{settings.heartbeat:g}s")
         raise SettingError(f"{lease} must be longer than {heartbeat}: each heartbeat renews the lease")
