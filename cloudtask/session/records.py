@@ -11,7 +11,8 @@ event      about                                                 other fields
 format     1: the first line, and only that                      session, number, jobs, input, created, cloudtask
 run        its number, from 1                                    epoch, pid, host, time, kind, retry: jobs set back to pending
 epoch      the epoch, raised
-worker     its number; before contact                            host, user, port, local, asked (slots), transport, key
+worker     its number; before contact                            host, user, port, local, asked (slots), transport, key; of a
+                                                                 machine that was launched: instance, alias, host_key
 ready      worker: its agent answered                            identity, home, slots, login, time
 setup      worker: overlay and pre are done                      time
 sent       [[job, attempt], ..]; before sending                  worker, time (whole seconds)
@@ -19,12 +20,19 @@ started    [[job, attempt, slot], ..]                            worker, time
 returned   [[job, attempt], ..]: never will start                worker
 ended      [{job, attempt, outcome, ..}, ..]                     worker, time
 adopted    worker: what it has, on a resume                      running, queued, held, ended, time
-lost       [[job, attempt], ..]                                  worker, why, time
+lost       [[job, attempt], ..]                                  worker, why, time, uncounted (not the job's fault)
 contact    "lost" or "back"                                      worker, time
 settled    a job without an end of its own                       attempt, outcome, time
 relayed    ranges of jobs: their output has been shown
 retired    worker                                                why, time
 released   worker: key and home are gone                         time
+order      its token; before the provider is asked               provider, count, label, time, expires, and where there are any
+                                                                 price, minimum, quantum, size, region, host_key
+launched   token: machines that it made                          instances (ids), time
+closed     token: no more machines will come of it               why, time
+destroying [id, ..]; before the provider is asked                why, time
+destroyed  [id, ..]: the provider says so                        time
+kept       [id, ..]: they stay, and are no longer ours           until, time
 finished   its number (the run's)                                exit, time
 =========  ====================================================  ==============================================================
 
@@ -43,6 +51,7 @@ from typing import Any, Literal, NamedTuple
 
 from cloudtask.model import Address, Attempt, Identity, Result, Span
 from cloudtask.session import ranges
+from cloudtask.session.bookings import OrderRecord
 from cloudtask.session.layout import worker_log_name
 from cloudtask.states import Ending
 
@@ -51,7 +60,7 @@ FORMAT = 1
 BEGAN_TOLERANCE = 0.5
 """Seconds by which ``time - seconds`` may miss the true beginning before that is written down too."""
 
-RunKind = Literal["new", "resume", "retry"]
+RunKind = Literal["new", "resume", "retry", "harvest"]
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _LOG = re.compile(r"(?:.*/)?(\d+(?:\.\d+)?)\.log")
@@ -90,10 +99,14 @@ def epoch(number: int) -> bytes:
     return line({"epoch": number})
 
 
-def worker(number: int, address: Address, *, transport: str, key: bool) -> bytes:
-    """A worker is about to be contacted for the first time; ``key``: the session key will be authorised there."""
+def worker(number: int, address: Address, *, transport: str, key: bool, instance: str | None = None) -> bytes:
+    """A worker is about to be contacted for the first time; ``key``: the session key will be authorised there.
+
+    ``instance`` is the id of the machine that was launched for it.
+    """
     fields = {"worker": number, "host": address.host, "user": address.user, "port": address.port, "asked": address.slots}
     fields |= {"local": address.local or None, "transport": transport, "key": key}
+    fields |= {"own_transport": address.transport, "alias": address.alias, "host_key": address.host_key, "instance": instance}
     return line({name: value for name, value in fields.items() if value is not None})
 
 
@@ -147,9 +160,13 @@ def adopted(
     return line({"adopted": worker} | {name: value for name, value in fields.items() if value} | {"time": time})
 
 
-def lost(worker: int, jobs: Iterable[Attempt], why: str, time: float) -> bytes:
-    """These attempts are gone with their worker or agent; jobs that no other attempt holds are pending again."""
-    return line({"lost": list(jobs), "worker": worker, "why": why, "time": _ms(time)})
+def lost(worker: int, jobs: Iterable[Attempt], why: str, time: float, *, counts: bool = True) -> bytes:
+    """These attempts are gone with their worker or agent; jobs that no other attempt holds are pending again.
+
+    ``counts`` is False where that is certainly not the job's doing: the provider took the machine back, or we destroyed it.
+    """
+    fields = {"lost": list(jobs), "worker": worker, "why": why, "time": _ms(time)}
+    return line(fields if counts else fields | {"uncounted": True})
 
 
 def contact(worker: int, state: Literal["lost", "back"], time: float) -> bytes:
@@ -175,6 +192,39 @@ def retired(worker: int, why: str, time: float) -> bytes:
 def released(worker: int, time: float) -> bytes:
     """A worker is cleaned up: key and home are gone, nothing there needs to be asked for."""
     return line({"released": worker, "time": _ms(time)})
+
+
+def order(order: OrderRecord) -> bytes:
+    """Machines are about to be asked for; on disk before the provider hears of it."""
+    fields = {"order": order.token, "provider": order.provider, "count": order.count, "label": order.label}
+    fields |= {"time": _ms(order.time), "expires": order.expires, "price": order.price, "minimum": order.minimum, "quantum": order.quantum}
+    fields |= {"size": order.size or None, "region": order.region or None, "host_key": order.host_key}
+    return line({name: value for name, value in fields.items() if value is not None})
+
+
+def launched(token: str, instances: Iterable[str], time: float) -> bytes:
+    """The provider answered with these ids; those of earlier answers stay."""
+    return line({"launched": token, "instances": list(instances), "time": _ms(time)})
+
+
+def closed(token: str, why: str, time: float) -> bytes:
+    """What an order has is all that it will ever have."""
+    return line({"closed": token, "why": why, "time": _ms(time)})
+
+
+def destroying(instances: Iterable[str], why: str, time: float) -> bytes:
+    """Machines are about to be destroyed."""
+    return line({"destroying": list(instances), "why": why, "time": _ms(time)})
+
+
+def destroyed(instances: Iterable[str], time: float) -> bytes:
+    """The provider says that these machines are gone, whoever destroyed them."""
+    return line({"destroyed": list(instances), "time": _ms(time)})
+
+
+def kept(instances: Iterable[str], until: float, time: float) -> bytes:
+    """These machines outlive the session: nobody destroys them for it."""
+    return line({"kept": list(instances), "until": round(until), "time": _ms(time)})
 
 
 def finished(number: int, exit_status: int, time: float) -> bytes:

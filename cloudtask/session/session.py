@@ -7,18 +7,20 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from cloudtask.errors import SessionError
+from cloudtask.errors import SessionBusyError, SessionError
 from cloudtask.model import Result
 from cloudtask.session import conf, layout, records, replay
 from cloudtask.session.journal import JournalWriter, unwritable
 from cloudtask.session.layout import Paths
-from cloudtask.session.lock import SessionLock
+from cloudtask.session.lock import WATCHDOG, SessionLock, holder
 from cloudtask.session.state import SessionState
+
+_WAIT = 0.2
 
 SEPARATORS = {"words": b"\n", "line": b"\n", "nul": b"\0"}
 """What ends each job in the file ``jobs``, by --input."""
@@ -76,15 +78,17 @@ class Session:
         return session
 
     @classmethod
-    def open(cls, sessions: str, which: str | int) -> Session:
+    def open(cls, sessions: str, which: str | int, *, note: str = "", on_wait: Callable[[str], None] | None = None) -> Session:
         """Lock and replay the session that ``which`` names (a number, or ``last``), and cut off a torn tail.
+
+        ``note`` is written into the lock.  A watchdog that is cleaning up is waited for, where ``on_wait`` is there to be told so.
 
         Raises UnknownSessionError, SessionBusyError, JournalError, SessionError, StorageError.
         """
         number = layout.find(sessions, which)
         paths = Paths(os.path.join(sessions, str(number)))
         with contextlib.ExitStack() as undo, _readable(f"session {number} cannot be opened", "see to that file"):
-            lock = SessionLock.acquire(paths.root)
+            lock = _acquire(paths.root, note, on_wait)
             undo.callback(lock.release)
             state = replay.replay(paths.journal, strict=True)
             cut = os.stat(paths.journal).st_size - state.end
@@ -112,6 +116,10 @@ class Session:
     def synced_offset(self) -> int:
         """The journal is on disk up to here."""
         return self._writer.synced_offset
+
+    def beat(self) -> None:
+        """A sign of life for the watchdog: the lock's file gets a new time."""
+        self._lock.touch()
 
     def jobs(self) -> list[bytes]:
         """The job lines exactly as given; job number N is item N - 1.  Raises SessionError where the file is not the session's."""
@@ -155,6 +163,20 @@ class Session:
             if self._log >= 0:
                 os.close(self._log)
                 self._log = -1
+
+
+def _acquire(root: str, note: str, on_wait: Callable[[str], None] | None) -> SessionLock:
+    told = False
+    while True:
+        try:
+            return SessionLock.acquire(root, note)
+        except SessionBusyError:
+            if on_wait is None or holder(root).note != WATCHDOG:
+                raise
+        if not told:
+            on_wait(f"# the watchdog is cleaning up session {os.path.basename(root)} ({holder(root)}): waiting for it to end")
+            told = True
+        time.sleep(_WAIT)
 
 
 def _encode(text: str) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from cloudtask.model import Address, Attempt, Identity
-from cloudtask.session import ranges
+from cloudtask.session import bookings, ranges
 from cloudtask.states import Ending, JobState
 
 SUCCESS = "exit 0"
@@ -62,6 +62,7 @@ class WorkerRecord:
     setup: bool = False
     retired: bool = False
     silent: bool = False
+    instance: str | None = None
 
 
 class SessionState:
@@ -73,6 +74,7 @@ class SessionState:
     attempts that may be on a worker, True for started ones.  ``workers`` are those not cleaned up; ``highest_worker`` counts all.
     ``epoch`` is the highest, ``runs`` the last run's number, ``began`` the first run's time (0: none yet), ``exit`` that of the last
     run that finished, ``finished`` True when no run began after that.  ``end`` is the length of the whole lines, in bytes.
+    ``bookings`` are the machines that it launched.
     """
 
     def __init__(self, header: Header) -> None:
@@ -90,6 +92,7 @@ class SessionState:
         self.began = 0.0
         self.exit: int | None = None
         self.finished = False
+        self.bookings = bookings.Bookings()
         self._open = array("H", bytes(2 * size))
         self._outcomes = array("I", bytes(4 * size))
         self._words: list[str] = [""]
@@ -128,8 +131,16 @@ class SessionState:
         """Take in the record that stands at ``offset`` in the journal; False when its event is unknown, and nothing changed."""
         rule = _RULES.get(event)
         if rule is None:
-            return False
+            return self._book(event, fields)
         rule(self, fields, offset)
+        return True
+
+    def _book(self, event: str, fields: Mapping[str, Any]) -> bool:
+        rule = bookings.RULES.get(event)
+        if rule is None:
+            return False
+        for worker in rule(self.bookings, fields) or ():
+            self.workers.pop(worker, None)
         return True
 
     def _take(self, held: dict[Attempt, bool], job: int, number: int, started: bool) -> None:
@@ -217,9 +228,12 @@ class SessionState:
     def _on_worker(self, record: Mapping[str, Any], _offset: int) -> None:
         number = record["worker"]
         asked = {"user": record.get("user"), "port": record.get("port"), "slots": record.get("asked")}
-        address = Address(host=record["host"], local=bool(record.get("local")), **asked)
+        own = {"transport": record.get("own_transport"), "alias": record.get("alias"), "host_key": record.get("host_key")}
+        address = Address(host=record["host"], local=bool(record.get("local")), **asked, **own)
         self.highest_worker = max(self.highest_worker, number)
-        self.workers[number] = WorkerRecord(number=number, address=address, transport=record["transport"], key=bool(record.get("key")))
+        known = {"transport": record["transport"], "key": bool(record.get("key")), "instance": record.get("instance")}
+        self.workers[number] = WorkerRecord(number=number, address=address, **known)
+        self.bookings.became(record.get("instance", ""), number)
 
     def _on_ready(self, record: Mapping[str, Any], _offset: int) -> None:
         facts = {name: record[name] for name in ("home", "slots", "login")}
@@ -256,7 +270,7 @@ class SessionState:
     def _on_lost(self, record: Mapping[str, Any], _offset: int) -> None:
         held = self.in_doubt.setdefault(record["worker"], {})
         for job, number in record["lost"]:
-            if self._drop(held, job, number):
+            if self._drop(held, job, number) and not record.get("uncounted"):
                 self.losses[job] = min(self.losses[job] + 1, _MANY)
 
     def _on_contact(self, record: Mapping[str, Any], _offset: int) -> None:
