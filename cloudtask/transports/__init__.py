@@ -1,8 +1,10 @@
 """How bytes reach a worker.  `find` a transport by name, `connect` it to an address, `open` channels.
 
 ``local``    programs on this machine
+``fake``     machines of the provider fake that are reached without ssh
 ``ssh``      paramiko, with the user's ssh configuration
 ``openssh``  the system's ssh, for what only that can do
+``docker``   execs in a container
 
 Each is a class found by name: the built-in ones from the table here, all others through the entry point group
 ``cloudtask.transports``.  Both are loaded the same way, and nothing is imported before it is found.
@@ -21,6 +23,8 @@ __all__ = ["BUILT_IN", "GROUP", "Channel", "ConnectOptions", "Connection", "Tran
 GROUP = "cloudtask.transports"
 
 BUILT_IN = {
+    "docker": "cloudtask.transports.docker:DockerTransport",
+    "fake": "cloudtask.transports.fake:FakeTransport",
     "local": "cloudtask.transports.local:LocalTransport",
     "ssh": "cloudtask.transports.ssh:SshTransport",
     "openssh": "cloudtask.transports.openssh:OpensshTransport",
