@@ -6,59 +6,39 @@ It decides nothing: which job goes where is the scheduler's, what an inventory m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from cloudtask import scheduler as s
-from cloudtask.command import Command
+from cloudtask.delivery import Delivery
 from cloudtask.errors import StorageError
 from cloudtask.fleet import Fleet, Member
+from cloudtask.instances.machine import short_id
+from cloudtask.labels import Jobs, Running
 from cloudtask.model import Attempt, Result
 from cloudtask.reconcile import Findings, reconcile
-from cloudtask.relay import Relay
 from cloudtask.session import records
 from cloudtask.states import Ending, JobState, WorkerState
 from cloudtask.turn import Turn
+from cloudtask.undurable import Undurable
 from cloudtask.workers import messages as m
 
-_UNDURABLE_BYTES = 64 << 20
 _ALL = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Jobs:
-    """What is to be run: the lines, and what makes shell code of them."""
-
-    command: Command
-    lines: Sequence[bytes]
-
-    def code(self, job: int) -> bytes:
-        """The job's shell code."""
-        return self.command.render(self.lines[job - 1], job)
-
-    def label(self, job: int) -> str:
-        """The job as status lines name it."""
-        return self.command.describe(self.lines[job - 1], job)
 
 
 class Conductor:
     """One run's jobs and workers, brought together."""
 
-    def __init__(self, scheduler: s.Scheduler, fleet: Fleet, turn: Turn, jobs: Jobs, relay: Relay | None) -> None:
+    def __init__(self, scheduler: s.Scheduler, fleet: Fleet, turn: Turn, jobs: Jobs, delivery: Delivery) -> None:
         self._scheduler = scheduler
         self._fleet = fleet
         self._turn = turn
         self._jobs = jobs
-        self._relay = relay
-        self.by_line = False
+        self._delivery = delivery
         self.at_most_once = False
-        self._labels: dict[Attempt, str] = {}
-        self._running: set[Attempt] = set()
+        self._runs = Running(jobs)
         self._joined: set[int] = set()
-        self._durable: dict[int, list[Attempt]] = {}
-        self._undurable_bytes = 0
+        self._undurable = Undurable()
         self._sent_any = False
         self._keeps_doubt = False
         """The run ends early: what its workers may still run stays in doubt, for the next run to ask."""
@@ -67,6 +47,13 @@ class Conductor:
         self.epoch = 0
         self.overtaken: int | None = None
         self.unclean: list[str] = []
+        self.hold = 0
+        """Seconds for which launched machines stay after they were let go."""
+        self.may_begin: Callable[[], bool] = lambda: True
+        """Whether enough workers are ready for jobs to be sent."""
+        self.on_answered: Callable[[Member], None] = lambda member: None
+        self.on_left: Callable[[Member], None] = lambda member: None
+        self.on_success: Callable[[Member], None] = lambda member: None
 
     # --- what supervisors say ----------------------------------------------------------------------------------------
 
@@ -93,8 +80,9 @@ class Conductor:
         member.slots = message.slots
         member.clean = False
         if not member.known:
-            self._say(member, "using existing worker")
+            self._say(member, f"launched worker {short_id(member.instance)}" if member.instance else "using existing worker")
         member.known = member.answered = True
+        self.on_answered(member)
         findings = reconcile(message.rows, self._scheduler.in_flight(member.number), message.fresh, self._is_over)
         self._settle_inventory(member, findings, now)
         self._turn.post(member.number, m.Adopt(findings.wanted, findings.recorded, findings.unwanted))
@@ -128,7 +116,7 @@ class Conductor:
 
     def open_gate(self, now: float) -> None:
         """Once every worker of earlier runs has said what it has, jobs may be sent."""
-        if not self._fleet.unanswered():
+        if not self._fleet.unanswered() and self.may_begin():
             self._act(self._scheduler.release(now), now)
 
     def _ready(self, member: Member, message: m.Ready, now: float) -> None:
@@ -140,6 +128,7 @@ class Conductor:
         self._joined.add(member.number)
         # Also when it joined before: a supervisor that was replaced while its worker was silent has no other way to say so.
         self._act(self._scheduler.worker_joined(member.number, now), now)
+        self.open_gate(now)
 
     def _pull(self, member: Member, message: m.Pull, now: float) -> None:
         if member.state is WorkerState.READY:
@@ -149,8 +138,8 @@ class Conductor:
         self._turn.record(records.started(member.number, message.attempts, time.time()))
         attempts = [Attempt(job, number) for job, number, _ in message.attempts]
         for attempt in attempts:
-            self._say(member, self._label(attempt))
-        self._running.update(attempts)
+            self._say(member, self._runs.label(attempt))
+        self._runs.began(attempts)
         self._act(self._scheduler.started(member.number, attempts, now), now)
 
     def _ended(self, member: Member, message: m.Ended, now: float) -> None:
@@ -164,59 +153,42 @@ class Conductor:
             retry = next((action for action in answer if type(action) is s.WillRetry), None)
             settled = any(type(action) is s.Settled and action.job == result.job for action in answer)
             ends.append(records.End(result, not settled))
-            self._remember(member, attempt, result)
-            self._say(member, f"{result.status()} # {self._label(attempt)}", important=not result.succeeded)
+            self._undurable.add(member.number, attempt, result)
+            self._say(member, f"{result.status()} # {self._runs.label(attempt)}", important=not result.succeeded)
             if retry:
                 self._say(member, f"will retry ({retry.failures} of {retry.of})")
-            self._forget(attempt)
-            if settled or self.by_line:
+            self._runs.over(attempt)
+            if settled or self._delivery.by_line:
                 shown.append((result, settled))
+            if result.succeeded:
+                self.on_success(member)
             actions += answer
         self._turn.record(records.ended(member.number, ends, time.time()))
-        self._show(shown)
+        self._delivery.ends(shown)
         self._act(actions, now, ended={result.job for result in message.results})
         if member.state is WorkerState.LEAVING:
             # It waits for nothing but this.
             self._acknowledge_now(member)
         self._end_if_done_with(member)
 
-    def _remember(self, member: Member, attempt: Attempt, result: Result) -> None:
-        """Once this is on disk the agent may forget it."""
-        self._durable.setdefault(member.number, []).append(attempt)
-        if result.span:
-            self._undurable_bytes += result.span.out + result.span.err
-
-    def _show(self, shown: list[tuple[Result, bool]]) -> None:
-        """Hand over what goes to standard output: each result, and whether its job is settled by it."""
-        relay = self._relay
-        if relay is None or not shown:
-            return
-        if not self.by_line:
-            self._turn.afterwards(lambda: relay.whole(*((result.job, result.span) for result, _ in shown)))
-            return
-        for result, settled in shown:
-            self._turn.afterwards(partial(relay.end, result.job, result.attempt, settled))
-
     def _output(self, member: Member, message: m.Output, now: float) -> None:
-        relay = self._relay
-        if relay and self.by_line:
-            place = (message.stream, message.position, message.file, message.offset, message.length)
-            self._turn.afterwards(lambda: relay.piece(message.job, message.attempt, place))
+        self._delivery.piece(message)
 
     def _returned(self, member: Member, message: m.Returned, now: float) -> None:
         self._turn.record(records.returned(member.number, message.attempts))
         for attempt in message.attempts:
-            self._forget(attempt)
+            self._runs.over(attempt)
         self._act(self._scheduler.returned(member.number, message.attempts, now), now)
         self._end_if_done_with(member)
 
     def _lost(self, member: Member, message: m.Lost, now: float) -> None:
         if message.attempts:
-            self._turn.record(records.lost(member.number, message.attempts, message.why, time.time()))
+            counts = not member.blameless
+            self._turn.record(records.lost(member.number, message.attempts, message.why, time.time(), counts=counts))
         for attempt in message.attempts:
-            self._say(member, f"lost ({message.why}) # {self._label(attempt)}", important=True)
-            self._forget(attempt)
-        self._act(self._scheduler.lost(member.number, message.attempts, now), now)
+            self._say(member, f"lost ({message.why}) # {self._runs.label(attempt)}", important=True)
+            self._runs.over(attempt)
+        self._act(self._scheduler.lost(member.number, message.attempts, now, counts=not member.blameless), now)
         self._end_if_done_with(member)
 
     def _silent(self, member: Member, message: m.Silent, now: float) -> None:
@@ -267,6 +239,7 @@ class Conductor:
     def _drain_worker(self, member: Member, why: str) -> None:
         """It takes no more jobs; a spare steps in."""
         self._say(member, why, important=True)
+        member.failure = member.failure or why
         self._turn.record(records.retired(member.number, why, time.time()))
         if member.state in (WorkerState.LEAVING, WorkerState.GONE):
             return
@@ -280,22 +253,45 @@ class Conductor:
         if spare and not member.ask_only and not self.finished and not self._keeps_doubt:
             self.begin(spare)
 
-    def adopt(self, worker: int, attempts: list[tuple[Attempt, bool]], now: float) -> None:
-        """The journal says that these may be on a worker; one that is not there any more has lost them."""
+    def machine_gone(self, member: Member, why: str, now: float, *, blameless: bool) -> None:
+        """The provider says that a worker's machine is not there any more: what it had is lost, at once."""
+        if member.state is WorkerState.GONE or member.machine_gone:
+            return
+        member.machine_gone, member.blameless, member.reason = True, blameless, why
+        if member.state is not WorkerState.LEAVING:
+            self._drain_worker(member, f"its machine is gone: {why}")
+            self._act(self._scheduler.retire(member.number, now), now)
+        self._turn.post(member.number, m.MachineGone(why))
+
+    def machine_going(self, member: Member, why: str, now: float) -> None:
+        """The provider is about to take a worker's machine: it gets nothing more, and what is lost with it is not the jobs' doing."""
+        member.blameless = True
+        if member.state in (WorkerState.CONNECTING, WorkerState.READY, WorkerState.SILENT):
+            self._drain_worker(member, f"its machine is taken back: {why}")
+            self._act(self._scheduler.retire(member.number, now), now)
+            self._end_if_done_with(member)
+
+    def adopt(self, worker: int, attempts: list[tuple[Attempt, bool]], now: float, *, destroyed: bool = False) -> None:
+        """The journal says that these may be on a worker; one that is not there any more has lost them.
+
+        ``destroyed``: we destroyed its machine, so that is not the jobs' doing.
+        """
         if worker in {member.number for member in self._fleet}:
             self._act(self._scheduler.adopted(worker, attempts, now), now)
             return
         self._scheduler.adopted(worker, attempts, now)
         gone = [attempt for attempt, _ in attempts]
-        self._turn.record(records.lost(worker, gone, "its worker is unknown", time.time()))
-        self._act(self._scheduler.lost(worker, gone, now), now)
+        why = "its machine was destroyed" if destroyed else "its worker is unknown"
+        self._turn.record(records.lost(worker, gone, why, time.time(), counts=not destroyed))
+        self._act(self._scheduler.lost(worker, gone, now, counts=not destroyed), now)
 
     def begin(self, member: Member) -> None:
         """Start to use a worker: the journal knows of it before it is contacted."""
         key = not member.address.local
         # At once, so that nobody takes it for a spare any more, and that a resume waits for its answer.
         member.move(WorkerState.CONNECTING)
-        self._turn.record(records.worker(member.number, member.address, transport=self._fleet.transport_of(member), key=key))
+        transport = self._fleet.transport_of(member)
+        self._turn.record(records.worker(member.number, member.address, transport=transport, key=key, instance=member.instance))
         self._turn.afterwards(lambda: self._start(member))
 
     def _start(self, member: Member) -> None:
@@ -307,7 +303,7 @@ class Conductor:
     def _gone(self, member: Member, message: m.Gone, now: float) -> None:
         if message.clean:
             self._turn.record(records.released(member.number, time.time()))
-        else:
+        elif not member.instance:
             self.unclean.append(str(member.address))
         self._fleet.hang_up(member)
         self._write_off(member, now)
@@ -324,16 +320,19 @@ class Conductor:
         if not self.finished and not self._keeps_doubt and not self._fleet.using_enough():
             self._step_in(member)
         member.answered = True
+        self.on_left(member)
         self.open_gate(now)
 
     def supervisor_died(self, member: Member, now: float) -> None:
         """Its pipe ended without a farewell."""
         was_leaving = member.state is WorkerState.LEAVING
-        if was_leaving or not self._fleet.may_restart(member):
+        if was_leaving or member.machine_gone or not self._fleet.may_restart(member):
             self._fleet.hang_up(member)
             self._say(member, "its supervisor died", important=True)
-            self.unclean.append(str(member.address))
-            member.reason = "its supervisor died"
+            if not member.instance:
+                self.unclean.append(str(member.address))
+            member.reason = member.reason or "its supervisor died"
+            member.failure = member.failure or member.reason
             self._write_off(member, now)
             return
         self._say(member, "its supervisor died; starting another", important=True)
@@ -353,11 +352,11 @@ class Conductor:
             return
         member.move(WorkerState.LEAVING)
         self._acknowledge_now(member)
-        self._turn.post(member.number, m.Finish())
+        self._turn.post(member.number, m.Finish(self.hold if member.instance and not member.failure else 0))
 
     def _acknowledge_now(self, member: Member) -> None:
         self._turn.record(b"", sync=True)
-        self._turn.post(member.number, m.Durable(self._durable.pop(member.number, [])))
+        self._turn.post(member.number, m.Durable(self._undurable.take(member.number)))
 
     def abort(self, now: float) -> None:
         """End everything that runs, and clean up."""
@@ -405,9 +404,8 @@ class Conductor:
         if action.ending in (Ending.UNKNOWN, Ending.POISON):
             self._turn.record(records.settled(action.job, action.attempt, action.ending, time.time()))
             self._turn.say(f"job {action.job}: {action.ending} # {self._jobs.label(action.job)}", important=True)
-            relay = self._relay
-            if relay and action.job not in ended:
-                self._turn.afterwards(lambda: relay.whole((action.job, None)))
+            if action.job not in ended:
+                self._delivery.nothing(action.job)
 
     def _will_retry(self, action: s.WillRetry, ended: Iterable[int]) -> None:
         """It was said where the attempt's end was."""
@@ -444,36 +442,24 @@ class Conductor:
 
     def acknowledge(self, sync: Callable[[], None]) -> None:
         """Tell the agents what is on disk for good, so that they may forget it."""
-        if not self._durable:
+        if not self._undurable:
             return
         sync()
-        durable, self._durable = self._durable, {}
-        self._undurable_bytes = 0
-        for number, attempts in durable.items():
+        for number, attempts in self._undurable.take_all().items():
             self._turn.post(number, m.Durable(attempts))
 
     @property
     def running(self) -> int:
         """How many attempts have started and not ended, as far as is known."""
-        return len(self._running)
+        return len(self._runs)
 
     @property
     def much_undurable(self) -> bool:
         """So much output waits on the workers that it is time to acknowledge."""
-        return self._undurable_bytes > _UNDURABLE_BYTES
+        return self._undurable.much
 
     def _say(self, member: Member, text: str, important: bool = False) -> None:
         self._turn.say(f"{member.label}: {text}", important)
-
-    def _forget(self, attempt: Attempt) -> None:
-        self._labels.pop(attempt, None)
-        self._running.discard(attempt)
-
-    def _label(self, attempt: Attempt) -> str:
-        label = self._labels.get(attempt)
-        if label is None:
-            label = self._labels[attempt] = self._jobs.label(attempt.job)
-        return label
 
     _HEARD: ClassVar[dict[type, Callable[[Any, Member, Any, float], None]]] = {
         m.Hello: _hello, m.Alive: _alive, m.Note: _note, m.Inventory: _inventory, m.Away: _away, m.Ready: _ready, m.Pull: _pull,

@@ -13,23 +13,30 @@ import shlex
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from cloudtask import closing
 from cloudtask import scheduler as s
-from cloudtask.conductor import Conductor, Jobs
+from cloudtask.conductor import Conductor
+from cloudtask.delivery import Delivery
+from cloudtask.enlistment import Enlistment
 from cloudtask.errors import OvertakenError, StorageError
 from cloudtask.fleet import Fleet, Member
 from cloudtask.front import Front
-from cloudtask.model import Address, Attempt
-from cloudtask.plan import Plan
+from cloudtask.instances.orders import Customer, check_place, timer_of
+from cloudtask.instances.pool import Pool, Terms
+from cloudtask.labels import Jobs
+from cloudtask.launching import Launching
+from cloudtask.plan import Launch, Plan
 from cloudtask.relay import Relay, RelayRules
 from cloudtask.session import keys, records
+from cloudtask.session.lock import WATCHDOG
 from cloudtask.session.session import NewSession, Session
+from cloudtask.signals import Signals
+from cloudtask.specs import Specs
 from cloudtask.states import JobState, WorkerState
-from cloudtask.transports import ConnectOptions
 from cloudtask.turn import Turn
-from cloudtask.units import format_elapsed
 from cloudtask.version import VERSION
 from cloudtask.workers import messages as m
 from cloudtask.workers.forkserver import ForkServer
@@ -39,42 +46,47 @@ _ACKNOWLEDGE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.1
 _RELAYED_SECONDS = 1.0
 _READER_SECONDS = 2.0
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HARVEST_SECONDS = 60.0
 
 EXIT_PENDING = 3
 EXIT_FAILED = 1
 EXIT_STDOUT_CLOSED = 141
 
 
-def execute(plan: Plan, front: Front, forkserver: ForkServer) -> int:
+def execute(plan: Plan, front: Front, forkserver: ForkServer, guard: Callable[[str], None]) -> int:
     """Do what the plan says; returns the exit status.  ``forkserver`` is closed at the end.
+
+    ``guard`` starts a watchdog over a session's directory: called before the first machine is ordered.
 
     Raises CloudtaskError for what is expected to go wrong: before anything was started, or (StorageError, OvertakenError) in
     the middle, when everything that can be saved is.
     """
     try:
-        with _open(plan) as session:
-            return Run(plan, front, session, forkserver).execute()
+        with _open(plan, front) as session:
+            return Run(plan, front, session, forkserver, guard).execute()
     finally:
         forkserver.close()
 
 
-def _open(plan: Plan) -> Session:
+def _open(plan: Plan, front: Front) -> Session:
     sessions = plan.settings.sessions
     if plan.lines is not None:
         new = NewSession(jobs=plan.lines, mode=plan.settings.input, values=plan.saved, sources=plan.sources, version=VERSION)
         return Session.create(sessions, new)
     assert plan.session is not None
-    return Session.open(sessions, plan.session)
+    if plan.kind == "harvest":
+        return Session.open(sessions, plan.session, note=WATCHDOG)
+    return Session.open(sessions, plan.session, on_wait=lambda line: front.say(line, important=True))
 
 
 class Run:
     """One process's turn at a session."""
 
-    def __init__(self, plan: Plan, front: Front, session: Session, forkserver: ForkServer) -> None:
+    def __init__(self, plan: Plan, front: Front, session: Session, forkserver: ForkServer, guard: Callable[[str], None]) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._front = front
+        self._guard = guard
         self._session = session
         self._began = time.monotonic()
         self._selector = selectors.DefaultSelector()
@@ -82,18 +94,19 @@ class Run:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
-        self._signals: list[int] = []
+        self._signals = Signals(self._wake)
         self._stopped_by: int | None = None
         self._leaving = False
         self._hurried = False
         """A signal came while all that was left was to wait for a reader."""
-        self._public_key: str | None = None
+        self._specs = Specs(settings=plan.settings, session=session)
         self._timers: dict[str, float] = {}
         self._run_number = session.state.runs + 1
         self._jobs = Jobs(command=plan.command, lines=session.jobs() if plan.lines is None else plan.lines)
         self._fleet = Fleet(forkserver, self._selector, self._make_spec)
         self._turn = Turn(lambda data: _nothing(session.append(data)), session.sync, self._fleet.post, self._say)
         self._relay: Relay | None = None
+        self._launching: Launching | None = None
         self._scheduler: s.Scheduler
         self._conductor: Conductor
 
@@ -105,7 +118,7 @@ class Run:
         if not retried and self._plan.kind != "new" and not self._pending():
             return self._already_finished()
         self._begin(retried)
-        with self._signals_caught():
+        with self._signals.caught():
             try:
                 while not self._is_over():
                     self._go_round()
@@ -114,6 +127,8 @@ class Run:
                 self._post_without_record()
                 raise
             finally:
+                if self._launching:
+                    self._launching.pool.shut()
                 self._fleet.close()
                 self._finish_output()
 
@@ -122,12 +137,21 @@ class Run:
         self._hear_all(self._selector.select(self._next_timer()))
         self._act_on_signals()
         self._act_on_timers()
+        if self._launching:
+            self._launching.step(time.monotonic(), over=self._has_ended)
         self._turn.commit()
         self._give_up_if_hopeless()
         self._turn.commit()
 
+    @property
+    def _has_ended(self) -> bool:
+        """Nothing more is to be run; what is left is to clean up."""
+        return self._conductor.finished or self._stopped_by is not None
+
     def _is_over(self) -> bool:
-        return self._leaving or ((self._conductor.finished or self._stopped_by is not None) and not self._fleet.in_use())
+        if self._leaving or not self._has_ended or self._fleet.in_use():
+            return self._leaving
+        return self._launching is None or self._launching.ended(time.monotonic())
 
     # --- beginning ---------------------------------------------------------------------------------------------------
 
@@ -137,7 +161,7 @@ class Run:
         return list(self._session.state.jobs(JobState.FAILED))
 
     def _pending(self) -> bool:
-        if self._session.state.counts().pending:
+        if self._session.state.counts().pending or self._session.state.bookings.unsettled:
             return True
         if any(worker.ready for worker in self._session.state.workers.values()):
             # All jobs are settled, but an agent was not told so, or did not say that it has gone.
@@ -155,24 +179,27 @@ class Run:
         record = records.run(
             self._run_number, epoch=epoch, pid=os.getpid(), host=socket.gethostname(), time=time.time(), kind=plan.kind, retry=retried
         )
-        if plan.lines is None:
+        if plan.lines is None and plan.kind != "harvest":
+            provider, region = (plan.launch.provider, plan.launch.offer.region) if plan.launch else (None, "")
+            check_place(session.state.bookings, session.number, provider, region)
             session.save_conf(plan.saved, plan.sources)
         session.append(record)
         session.sync()
         session.state.apply("run", json.loads(record), 0)
         self._relay = self._make_relay()
         self._announce()
-        if not all(worker.local for worker in (*plan.workers, *plan.spares)):
-            self._public_key = keys.make_key(session.uid)
+        if plan.launch or not all(worker.local for worker in (*plan.workers, *plan.spares)):
+            self._specs.public_key = keys.make_key(session.uid)
         self._scheduler = self._make_scheduler()
-        self._conductor = Conductor(self._scheduler, self._fleet, self._turn, self._jobs, self._relay)
+        delivery = Delivery(self._relay, self._turn, by_line=self._settings.output == "line")
+        self._conductor = Conductor(self._scheduler, self._fleet, self._turn, self._jobs, delivery)
         self._conductor.epoch = epoch
-        self._conductor.by_line = self._settings.output == "line"
         self._conductor.at_most_once = self._settings.at_most_once
         if self._relay:
             self._relay.start()
             for result in session.unrelayed():
                 self._relay.whole((result.job, result.span))
+        self._launching = self._make_launching(plan.launch) if plan.launch else None
         self._enlist()
         now = time.monotonic()
         self._timers = dict.fromkeys(("beat", "acknowledge", "progress", "relayed"), now)
@@ -182,7 +209,7 @@ class Run:
     def _announce(self) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._say([(f"{stamp} :: session {self._session.number} (pid {os.getpid()})", False), ("", False)])
-        if self._plan.kind != "new":
+        if self._plan.kind in ("resume", "retry"):
             counts = self._session.state.counts()
             finished = counts.ok + counts.errors + counts.timeouts
             self._say([(f"session {self._session.number}: resuming ({counts.pending} pending, {finished} finished)", False)])
@@ -205,6 +232,22 @@ class Run:
         scheduler.hold(self._began)
         return scheduler
 
+    def _make_launching(self, launch: Launch) -> Launching:
+        customer = Customer(
+            session=self._session.uid,
+            public_key=self._specs.public_key or "",
+            label=launch.label,
+            boot_timeout=launch.boot_timeout,
+            provider=launch.provider,
+            offer=launch.offer,
+            abilities=launch.abilities,
+        )
+        terms = Terms(customer=customer, limits=launch.limits, boot_timeout=launch.boot_timeout, keep_for=launch.keep_for)
+        if launch.abilities.destroys and not launch.abilities.timer:
+            self._specs.timer = timer_of(launch.boot_timeout)
+        pool = Pool(terms, launch.make, self._session.state.bookings, self._turn, self._wake)
+        return Launching(launch, pool, self._fleet, self._conductor, self._scheduler, self._turn)
+
     def _make_relay(self) -> Relay | None:
         settings = self._settings
         if settings.output == "none":
@@ -223,74 +266,15 @@ class Run:
         return Relay(rules, self._front, self._wake, lambda job: 0 < job < len(shown) and bool(shown[job]))
 
     def _enlist(self) -> None:
-        """Bring listed workers and those of earlier runs together, by address; the same host twice is two workers."""
-        state = self._session.state
-        known = {number: record for number, record in sorted(state.workers.items()) if record.ready or state.in_doubt.get(number)}
-        fresh_number = state.highest_worker
-        self._fleet.split = len(self._plan.workers)
-        self._fleet.remote_transport = self._settings.transport
-        members = []
-        for index, address in enumerate((*self._plan.workers, *self._plan.spares)):
-            number = next((n for n, record in known.items() if _same_host(record.address, address)), None)
-            if number is None:
-                fresh_number += 1
-                member = Member(fresh_number, address)
-            else:
-                known.pop(number)
-                member = Member(number, address, known=True)
-            members.append(self._fleet.add(member))
-            if index < len(self._plan.workers) or member.known:
-                self._conductor.begin(member)
-        for number, record in known.items():
-            self._conductor.begin(self._fleet.add(Member(number, record.address, ask_only=True, known=True)))
-        now = time.monotonic()
-        for number, doubtful in state.in_doubt.items():
-            self._take_up(number, doubtful, now)
-
-    def _take_up(self, number: int, doubtful: dict[Attempt, bool], now: float) -> None:
-        """What the journal says may be on a worker is taken to be there until the worker is asked."""
-        if doubtful:
-            self._conductor.adopt(number, list(doubtful.items()), now)
+        enlistment = Enlistment(self._plan, self._session.state, self._fleet, self._conductor)
+        enlistment.enlist()
+        enlistment.take_up(time.monotonic())
+        if self._launching:
+            self._guard(self._session.paths.root)
+            self._launching.start(enlistment.next_number, enlistment.answered, time.monotonic())
 
     def _make_spec(self, member: Member) -> m.WorkerSpec:
-        settings, session, address = self._settings, self._session, member.address
-        local = address.local
-        return m.WorkerSpec(
-            number=member.number,
-            address=address,
-            transport=self._fleet.transport_of(member),
-            connect=ConnectOptions(
-                user=settings.user,
-                identity=settings.ssh_identity,
-                ssh_config=settings.ssh_config,
-                session_key=None if local else keys.key_path(session.uid),
-                heartbeat=settings.heartbeat,
-                directory=os.getcwd() if local else None,
-            ),
-            session=session.uid,
-            directory=session.paths.root,
-            epoch=self._conductor.epoch,
-            first_connection=self._fleet.first_connection(member),
-            slots=address.slots if address.slots is not None else settings.slots,
-            timeout=settings.timeout,
-            setup_timeout=settings.setup_timeout,
-            kill_grace=settings.kill_grace,
-            lease=settings.lease,
-            heartbeat=settings.heartbeat,
-            lost_timeout=settings.lost_timeout,
-            max_output=settings.max_output,
-            prefetch=not settings.at_most_once,
-            cautious=bool(settings.strikes),
-            tell_output=settings.output == "line",
-            env=tuple(item if "=" in item else f"{item}={os.environ[item]}" for item in settings.env),
-            workdir=settings.workdir,
-            pre=settings.pre,
-            post=settings.post,
-            overlay=settings.overlay,
-            public_key=self._public_key,
-            ask_only=member.ask_only,
-            known=member.known,
-        )
+        return self._specs.make(member, epoch=self._conductor.epoch, transport=self._fleet.transport_of(member))
 
     # --- the steps of a turn -----------------------------------------------------------------------------------------
 
@@ -318,8 +302,7 @@ class Run:
             self._stop(0)
 
     def _act_on_signals(self) -> None:
-        signals, self._signals = self._signals, []
-        for number in signals:
+        for number in self._signals.take():
             if number == signal.SIGUSR1:
                 self._say([("# caught SIGUSR1: starting nothing more", True)])
                 self._conductor.drain(time.monotonic())
@@ -328,6 +311,8 @@ class Run:
                 self._stop(number)
             else:
                 self._conductor.leave()
+                if self._launching:
+                    self._launching.pool.give_up()
                 self._leaving = True
 
     def _stop(self, number: int) -> None:
@@ -340,6 +325,7 @@ class Run:
         if self._conductor.alarm is not None and now >= self._conductor.alarm:
             self._conductor.tick(now)
         if self._due("beat", min(_BEAT_SECONDS, self._settings.heartbeat), now):
+            self._session.beat()
             self._fleet.beat()
         if self._due("acknowledge", _ACKNOWLEDGE_SECONDS, now) or self._conductor.much_undurable:
             self._conductor.acknowledge(self._session.sync)
@@ -358,6 +344,8 @@ class Run:
         wait = min(_BEAT_SECONDS, self._settings.heartbeat, 1.0)
         if self._conductor.alarm is not None:
             wait = min(wait, max(0.0, self._conductor.alarm - time.monotonic()))
+        if self._launching:
+            wait = min(wait, max(0.0, self._launching.due_at() - time.monotonic()))
         return wait
 
     def _show_progress(self) -> None:
@@ -370,8 +358,23 @@ class Run:
 
     def _give_up_if_hopeless(self) -> None:
         """No usable worker is left, none is to be had, and nothing that still runs can be waited for."""
-        if self._conductor.finished or self._stopped_by is not None or self._fleet.hopeful():
+        if self._has_ended:
             return
+        if self._plan.kind == "harvest":
+            self._end_harvest()
+            return
+        if self._launching and (few := self._launching.too_few()):
+            self._say([(f"# {few}", True)])
+            self._conductor.give_up()
+        elif not self._fleet.hopeful() and not (self._launching and self._launching.hopeful()):
+            self._give_up()
+
+    def _end_harvest(self) -> None:
+        """All that can be had is fetched: the rest is ended."""
+        if not self._fleet.unanswered() or time.monotonic() - self._began > _HARVEST_SECONDS:
+            self._stop(0)
+
+    def _give_up(self) -> None:
         if any(
             member.state is WorkerState.DRAINING or (member.ask_only and member.state is WorkerState.CONNECTING) for member in self._fleet
         ):
@@ -396,7 +399,7 @@ class Run:
         self._show_progress()
         if not self._conductor.unclean and not self._leaving:
             keys.remove_key(self._session.uid)
-        self._sum_up(status)
+        self._sum_up()
         return status
 
     def _await_reader(self, relay: Relay) -> None:
@@ -407,7 +410,7 @@ class Run:
             self._record_relayed()
             self._turn.commit()
             if self._signals:
-                self._stopped_by, self._hurried = self._signals[0], True
+                self._stopped_by, self._hurried = self._signals.take()[0], True
             elif time.monotonic() > told_at:
                 told_at = float("inf")
                 self._say([("# all jobs are done; waiting for standard output to be read", True)])
@@ -421,23 +424,20 @@ class Run:
             return EXIT_PENDING
         return EXIT_FAILED if self._scheduler.failed else 0
 
-    def _sum_up(self, status: int) -> None:
+    def _sum_up(self) -> None:
         jobs, total = self._scheduler, self._session.state.header.jobs
-        timeouts = self._session.state.counts().timeouts + jobs.timeouts
-        if self._conductor.unclean:
-            hosts = ", ".join(sorted(set(self._conductor.unclean)))
-            why = f"the agent there removes itself when its lease is over, or --resume={self._session.number} asks it"
-            self._say([(f"# not cleaned up: {hosts}: {why}", True)])
-        pending = total - jobs.succeeded - jobs.failed
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        elapsed = format_elapsed(time.monotonic() - self._began)
-        figures = f"{pending} pending, {timeouts} timeouts, {jobs.failed - timeouts} errors, {jobs.succeeded} OK"
-        line = f"{stamp} :: session {self._session.number} ({elapsed}): {total - jobs.succeeded}/{total} !OK - {figures}"
-        self._say([("", False), (line, True)])
-        if pending:
-            # A number means something only in the directory that it counts in.
-            where = f" --sessions={shlex.quote(self._settings.sessions)}" if self._plan.sources.get("sessions") != "default" else ""
-            self._say([(f"# resume with: cloudtask --resume={self._session.number}{where}", True)])
+        tally = closing.Tally(
+            total=total,
+            succeeded=jobs.succeeded,
+            failed=jobs.failed,
+            timeouts=self._session.state.counts().timeouts + jobs.timeouts,
+            elapsed=time.monotonic() - self._began,
+        )
+        # A number means something only in the directory that it counts in.
+        where = f" --sessions={shlex.quote(self._settings.sessions)}" if self._plan.sources.get("sessions") != "default" else ""
+        lines = [closing.not_cleaned(self._conductor.unclean, self._session.number)] if self._conductor.unclean else []
+        lines += closing.last_lines(self._session.number, tally, where)
+        self._say(lines + (self._launching.last_lines() if self._launching else []))
 
     def _finish_output(self) -> None:
         self._selector.close()
@@ -458,31 +458,10 @@ class Run:
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0")
 
-    @contextlib.contextmanager
-    def _signals_caught(self) -> Iterator[None]:
-        """Signals only leave a note for the loop; those that were ignored at the start (nohup) stay ignored."""
-        before = {}
-        for number in (*_STOP_SIGNALS, signal.SIGUSR1):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, self._note_signal)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note_signal(self, number: int, frame: object) -> None:
-        self._signals.append(number)
-        self._wake()
-
 
 def _used(numbers: Iterable[int]) -> dict[int, int]:
     """The jobs that have used up any, of an array indexed by job."""
     return {job: number for job, number in enumerate(numbers) if number}
-
-
-def _same_host(known: Address, listed: Address) -> bool:
-    return (known.host, known.port, known.user, known.local) == (listed.host, listed.port, listed.user, listed.local)
 
 
 def _nothing(_: object) -> None:

@@ -1,6 +1,6 @@
 """The workers' life as the main process sees it: their supervisors started, heard, replaced and let go, and the spares.
 
-It decides nothing about jobs.  Launched workers will come in here beside the listed ones.
+It decides nothing about jobs.  A launched machine comes in here once it runs; `launching` brings the two together.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ _UNUSED = frozenset({WorkerState.SPARE, WorkerState.GONE})
 class Member:
     """One worker and, while it is in use, its supervisor."""
 
-    def __init__(self, number: int, address: Address, *, ask_only: bool = False, known: bool = False) -> None:
+    def __init__(
+        self, number: int, address: Address, *, ask_only: bool = False, known: bool = False, instance: str | None = None
+    ) -> None:
         self.number = number
         self.address = address
+        self.instance = instance
+        """The id of the machine that was launched for it."""
         self.ask_only = ask_only
         self.known = known
         self.state = WorkerState.SPARE
@@ -45,6 +49,13 @@ class Member:
         self.clean = not known
         """Nothing of ours is on the worker, as far as we know."""
         self.reason = ""
+        self.failure = ""
+        """Why it was retired, or lost; empty for one that was simply done with."""
+        self.boot_deadline: float | None = None
+        """Until when (monotonic) a launched machine may take to answer."""
+        self.machine_gone = False
+        self.blameless = False
+        """Attempts that are lost with it are not the jobs' doing: the provider took its machine."""
 
     def move(self, state: WorkerState) -> None:
         """Change state; an illegal move is a bug."""
@@ -98,7 +109,7 @@ class Fleet:
 
     def transport_of(self, member: Member) -> str:
         """The name of the transport that reaches a worker; ``local`` needs no ssh."""
-        return "local" if member.address.local else self.remote_transport
+        return "local" if member.address.local else member.address.transport or self.remote_transport
 
     @staticmethod
     def first_connection(member: Member) -> int:
@@ -164,7 +175,7 @@ class Fleet:
 
     def spare(self) -> Member | None:
         """The next listed worker that is not in use."""
-        return next((member for member in self if member.state is WorkerState.SPARE and not member.ask_only), None)
+        return next((member for member in self if member.state is WorkerState.SPARE and not member.ask_only and not member.instance), None)
 
     def using_enough(self) -> bool:
         """As many workers are in use as the split asks for."""

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from cloudtask.command import Command
+from cloudtask.instances.demand import Limits
 from cloudtask.model import Address
+from cloudtask.providers import Abilities, Offer, Provider
+from cloudtask.session import records
 from cloudtask.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Machines that a run may launch.
+
+    ``make`` makes the provider; ``split`` is how many workers there are to be, listed ones among them; ``slots`` how many jobs one takes
+    at a time (0: one for each CPU), and ``user`` whom to log in as in place of the image's own.  ``min_split`` and the limits are None
+    where there are none; ``keep_for`` is in seconds, where machines are kept at the end and listed in the file ``keep``.
+    """
+
+    provider: str
+    make: Callable[[], Provider]
+    abilities: Abilities
+    offer: Offer
+    label: str
+    slots: int
+    limits: Limits
+    boot_timeout: float
+    min_split: int | None = None
+    keep: str | None = None
+    keep_for: float | None = None
+    idle_timeout: float = 0.0
+    user: str | None = None
+
+    @property
+    def split(self) -> int:
+        """How many workers there are to be."""
+        return self.limits.split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,5 +60,6 @@ class Plan:
     workers: tuple[Address, ...]
     spares: tuple[Address, ...] = ()
     lines: Sequence[bytes] | None = None
-    kind: Literal["new", "resume", "retry"] = "new"
+    kind: records.RunKind = "new"
     session: int | None = None
+    launch: Launch | None = None

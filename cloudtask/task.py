@@ -13,18 +13,25 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import cloudtask.settings_sources as sources
+from cloudtask import providers
 from cloudtask.allocation import allocate
 from cloudtask.command import Command
 from cloudtask.errors import InputError, UsageError
+from cloudtask.instances.costs import charge
+from cloudtask.instances.demand import Limits
 from cloudtask.jobs import read_jobs
 from cloudtask.options import Parsed
-from cloudtask.plan import Plan
+from cloudtask.plan import Launch, Plan
+from cloudtask.printable import sanitize
 from cloudtask.session import conf, layout
 from cloudtask.settings import Settings, Table
 from cloudtask.settings_checks import check
+
+_LABEL = 100
 
 
 class Template:
@@ -119,13 +126,51 @@ def _plan(request: Request, values: sources.Values, *, again: bool) -> Plan:
     settings = values.settings
     check(values)
     allocation = allocate(values, again=again)
+    # Saved, so that a resume knows where machines were launched though the key that meant the Hub is not saved.
+    settings = dataclasses.replace(settings, provider=allocation.provider)
     return Plan(
         settings=settings,
+        launch=plan_launch(settings, allocation.provider, allocation.split) if allocation.provider else None,
         command=command_of(settings),
         sources=values.sources,
         saved=sources.saved(request.table, settings),
         workers=allocation.workers,
         spares=allocation.spares,
+    )
+
+
+def plan_launch(settings: Settings, name: str, split: int) -> Launch:
+    """What may be launched.  Raises UsageError (also where a budget cannot be kept since the price is unknown) and ProviderError."""
+    make = partial(providers.find(name), settings)
+    provider = make()
+    offer = provider.offer()
+    if offer.price is None and (settings.max_cost is not None or settings.max_hourly is not None):
+        limit = "--max-cost" if settings.max_cost is not None else "--max-hourly"
+        size = " ".join(word for word in (name, offer.region, offer.size) if word)
+        raise UsageError(f"{limit} cannot be kept: the price of {size} is unknown; name it in a file for --prices")
+    words = sanitize(" ".join(" ".join(settings.command.words).split())) if settings.command else ""
+    return Launch(
+        provider=name,
+        make=make,
+        abilities=provider.abilities,
+        offer=offer,
+        label=f"Cloudtask: {words}"[:_LABEL] if words else "Cloudtask",
+        slots=1 if settings.slots is None else settings.slots,
+        limits=Limits(
+            split=split,
+            replace=settings.replace,
+            max_workers=settings.max_workers,
+            max_hourly=settings.max_hourly,
+            max_cost=settings.max_cost,
+            price=offer.price,
+            minimum_charge=charge(offer.price, offer.minimum, offer.quantum, 0) if offer.price else 0.0,
+        ),
+        boot_timeout=settings.boot_timeout,
+        min_split=settings.min_split,
+        keep=settings.keep,
+        keep_for=settings.keep_for if settings.keep else None,
+        idle_timeout=settings.idle_timeout,
+        user=settings.user,
     )
 
 
@@ -142,15 +187,35 @@ def plan_again(request: Request, layers: Sequence[sources.Layer], kind: Literal[
     """
     if request.parsed.words:
         raise UsageError(f"--{kind} is incompatible with a command ({shlex.join(request.parsed.words)}): the session has its own")
+    number, values = saved_settings(request, layers, which)
+    if kind == "retry" and values.settings.at_most_once and not values.settings.force:
+        raise UsageError(f"session {number} is --at-most-once: --retry would repeat jobs that have run; say --force as well if they may")
+    return dataclasses.replace(_plan(request, values, again=True), kind=kind, session=number)
+
+
+def saved_settings(request: Request, layers: Sequence[sources.Layer], which: str) -> tuple[int, sources.Values]:
+    """The number of the session that ``which`` names, and its settings as a resume would have them.  Raises as `plan_again` does."""
     rows = [row for row in request.table if row.name == "sessions"]
     directory = sources.resolve(Table(rows), layers, request.environ).settings.sessions
     number = layout.find(directory, which)
     path = layout.Paths(os.path.join(directory, str(number))).conf
     content, origins = conf.load(path)
-    values = sources.resolve_again(request.table, layers, sources.saved_layer(request.table, content, origins, path), request.environ)
-    if kind == "retry" and values.settings.at_most_once and not values.settings.force:
-        raise UsageError(f"session {number} is --at-most-once: --retry would repeat jobs that have run; say --force as well if they may")
-    return dataclasses.replace(_plan(request, values, again=True), kind=kind, session=number)
+    saved = sources.saved_layer(request.table, content, origins, path)
+    return number, sources.resolve_again(request.table, layers, saved, request.environ)
+
+
+def plan_harvest(request: Request, number: int, values: sources.Values) -> Plan:
+    """The plan of fetching what a dead run's machines have: nothing is started, launched or shown."""
+    settings = dataclasses.replace(values.settings, output="none")
+    return Plan(
+        settings=settings,
+        command=command_of(settings),
+        sources=values.sources,
+        saved=sources.saved(request.table, settings),
+        workers=(),
+        kind="harvest",
+        session=number,
+    )
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

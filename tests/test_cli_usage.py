@@ -126,8 +126,8 @@ def test_help_is_quick(environ: dict[str, str]) -> None:
         (["--resume=last"], "no last session"),
         (["--workers=a", "--split=2", "echo"], "--split=2 is more workers than are listed (1)"),
         (["--workers=", "echo"], "--workers=: names no worker"),
-        (["--backup-id=3", "echo"], "backup-id means workers launched by provider=hub"),
-        (["--provider=ec2", "echo"], "--provider=ec2: launching machines is not built yet"),
+        (["--provider=nosuch", "echo"], "there is no provider 'nosuch': use one of"),
+        (["--provider=fake", "--fake-kind=local", "--split=2", "--min-split=3", "echo"], "--min-split=3 is more than --split=2"),
         (["--overlay=.", "echo"], "--overlay cannot be laid over this machine"),
         (["--template=nothing"], "it cannot be read: No such file or directory"),
         (["echo '{}'"], "quotes"),
@@ -147,7 +147,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(jobs: bytes, said: str, run: R
 
 def test_errors_name_variable_and_file(run: Run, tmp_path: Path) -> None:
     assert complaint(run("echo", CLOUDTASK_TIMEOUT="x")).startswith("CLOUDTASK_TIMEOUT=x: 'x' is not a duration")
-    assert complaint(run("echo", HUB_APIKEY="SECRET")).startswith("--hub-apikey (from the environment) means")
     config = tmp_path / "config" / "cloudtask" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("splot: 3\n")

@@ -6,21 +6,25 @@ Exit statuses: 0 all succeeded (or there was nothing to do), 1 a job failed, 2 w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import cloudtask.options as options
 from cloudtask.cli.confirm import confirm
 from cloudtask.cli.streams import STDOUT_CLOSED, StdoutClosedError, is_terminal, put, read_all, tell
 from cloudtask.cli.template_file import load_template, place_in_template
+from cloudtask.cli.watch import start_watchdog
 from cloudtask.command import Command
 from cloudtask.errors import CloudtaskError, UsageError
 from cloudtask.plan import Plan
-from cloudtask.settings import BUILT_IN
+from cloudtask.providers import settings_table
+from cloudtask.settings import Table
 from cloudtask.settings_sources import Layer
 from cloudtask.task import Request, Template, own_jobs, plan_again, plan_new, read_layers, read_settings
 from cloudtask.version import VERSION
@@ -68,22 +72,44 @@ def _complaint(error: CloudtaskError) -> str:
 
 
 def _run(template: type[Template], argv: Sequence[str], program: str) -> int:
-    parsed = options.parse(argv, BUILT_IN)
+    table, parsed = _parse(argv)
     if "template" in parsed.actions:
         template, program = _other_template(template, parsed.actions["template"])
     if "help" in parsed.actions:
-        put(options.help_text(BUILT_IN, program, template.DESCRIPTION or DESCRIPTION).encode())
+        put(options.help_text(table, program, template.DESCRIPTION or DESCRIPTION).encode())
         return DONE
     if "version" in parsed.actions:
         put(f"cloudtask {VERSION}\n".encode())
         return DONE
-    request = Request(table=BUILT_IN, parsed=parsed, template=template, environ=os.environ, folder=_current_directory())
-    layers, warnings = read_layers(request)
+    request = Request(table=table, parsed=parsed, template=template, environ=os.environ, folder=_current_directory())
+    request, layers, warnings = _read_layers(request)
     for warning in warnings:
         tell(f"cloudtask: {warning}")
     if kind := _kind(parsed.actions):
-        return _start(plan_again(request, layers, kind, parsed.actions[kind]))
+        return _start(request, plan_again(request, layers, kind, parsed.actions[kind]))
     return _new_session(request, layers, program)
+
+
+def _parse(argv: Sequence[str]) -> tuple[Table, options.Parsed]:
+    """The settings there are, and what the command line says of them; plug-ins' own are looked for only where one is missing."""
+    table = settings_table()
+    try:
+        return table, options.parse(argv, table)
+    except UsageError:
+        table = settings_table(strangers=True)
+        return table, options.parse(argv, table)
+
+
+def _read_layers(request: Request) -> tuple[Request, list[Layer], list[str]]:
+    """The same for what template, environment and configuration file say."""
+    try:
+        layers, warnings = read_layers(request)
+        if not warnings:
+            return request, layers, warnings
+    except UsageError:
+        pass
+    request = dataclasses.replace(request, table=settings_table(strangers=True))
+    return request, *read_layers(request)
 
 
 def _other_template(template: type[Template], path: str) -> tuple[type[Template], str]:
@@ -120,7 +146,7 @@ def _new_session(request: Request, layers: Sequence[Layer], program: str) -> int
         return DONE
     if "dry-run" in request.parsed.actions:
         return _show_code(plan.command, plan.lines)
-    return _start(plan)
+    return _start(request, plan)
 
 
 def _read_plan(request: Request, layers: Sequence[Layer]) -> Plan | None:
@@ -132,9 +158,10 @@ def _read_plan(request: Request, layers: Sequence[Layer]) -> Plan | None:
 
 def _preload_for(plan: Plan) -> list[str]:
     """The modules that the supervisors of a plan need."""
-    return sorted(
-        {f"cloudtask.transports.{'local' if worker.local else plan.settings.transport}" for worker in (*plan.workers, *plan.spares)}
-    )
+    wanted = {"local" if worker.local else worker.transport or plan.settings.transport for worker in (*plan.workers, *plan.spares)}
+    if plan.launch:
+        wanted.add(plan.launch.offer.transport if plan.launch.offer.transport != "ssh" else plan.settings.transport)
+    return sorted(f"cloudtask.transports.{name}" for name in wanted)
 
 
 def _show_code(command: Command, lines: Sequence[bytes]) -> int:
@@ -144,9 +171,9 @@ def _show_code(command: Command, lines: Sequence[bytes]) -> int:
     return DONE
 
 
-def _start(plan: Plan) -> int:
-    if plan.settings.confirm and not plan.settings.force and is_terminal(STDERR):
-        confirm(plan, BUILT_IN)
+def _start(request: Request, plan: Plan) -> int:
+    if (plan.settings.confirm or plan.launch) and not plan.settings.force and is_terminal(STDERR):
+        confirm(plan, request.table)
     # Begun first: it loads its own modules on another core while this process loads the engine.
     forkserver = ForkServer(_preload_for(plan))
     # Loaded by name, and only now: the engine with all below it and the progress bar cost more than all that is above.
@@ -154,7 +181,7 @@ def _start(plan: Plan) -> int:
     progress: Any = importlib.import_module("cloudtask.cli.progress")
     front = progress.open_front(plan.settings.quiet, os.environ)
     try:
-        status: int = engine.execute(plan, front, forkserver)
+        status: int = engine.execute(plan, front, forkserver, partial(start_watchdog, request.table, plan))
         return status
     finally:
         front.close()

@@ -75,6 +75,11 @@ class Controller:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds:g} s; it said:\n{self.said()[-4000:]}") from None
 
+    def call(self, *args: str, seconds: float = DEADLINE, **extra: str) -> int:
+        """Run ``python args`` in the controller's home; its exit status.  What it says comes with a failure only."""
+        command = [sys.executable, *args]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, env=self.environment(**extra), timeout=seconds, check=False).returncode
+
     def out(self, number: int = -1) -> Path:
         """The standard output of a run, the last one unless said otherwise."""
         return self.directory / f"out{number % len(self.runs) if number < 0 else number}"
