@@ -1,0 +1,1 @@
+"""Servers that speak as the providers do, as far as their tests need."""
