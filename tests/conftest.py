@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.accounts import Account, borrow, give_back, own_account
+from tests.providers import docker_engine
 from tests.sshd import ClientKeys, Sshd, make_chroot, make_client_keys, sshd_program
 
 for _name in [name for name in os.environ if name.startswith("CLOUDTASK_") or name == "HUB_APIKEY"]:
@@ -85,3 +86,22 @@ def nopython(sshd: MakeSshd, account: Account) -> Iterator[Sshd]:
     finally:
         account.wipe()
         shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def _docker_engine() -> Iterator[docker_engine.Engine]:
+    yield from docker_engine.serve()
+
+
+@pytest.fixture
+def docker(_docker_engine: docker_engine.Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_engine.Engine]:
+    """A real Docker engine, the one that DOCKER_HOST names; what the test runs there by hand is removed."""
+    monkeypatch.setenv("DOCKER_HOST", _docker_engine.host)
+    yield _docker_engine
+    _docker_engine.remove_all()
+
+
+@pytest.fixture
+def docker_debian(docker: docker_engine.Engine) -> docker_engine.Engine:
+    """The same with an image of Debian that has python3 and sshd.  The first time that takes half a minute."""
+    return docker_engine.with_debian(docker)

@@ -1,4 +1,4 @@
-"""What every transport owes to its users: one suite for all three, over real sshd's where one is needed."""
+"""What every transport owes to its users: one suite for all of them, over real sshd's and a real Docker engine where one is needed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cloudtask.errors import ConnectError, UsageError, WorkerError
 from cloudtask.model import Address
 from cloudtask.transports import BUILT_IN, Channel, Connection, ConnectOptions, find, names
 from tests.conftest import MakeSshd
+from tests.providers.docker_engine import BUSYBOX, Engine
 from tests.sshd import ClientKeys, Sshd
 
 Connect = Callable[[], Connection]
@@ -77,15 +78,28 @@ def server(sshd: MakeSshd) -> Sshd:
 
 
 @pytest.fixture
+def here() -> Address:
+    return Address(host="local", local=True)
+
+
+@pytest.fixture
+def there(server: Sshd) -> Address:
+    return Address(host=server.host, user=server.user, port=server.port)
+
+
+@pytest.fixture
+def container(docker: Engine) -> Address:
+    """A container that shares /tmp and the process table with the tests, as the other workers here do."""
+    return Address(host=docker.run(BUSYBOX, binds=["/tmp:/tmp"], pid_mode="host"))
+
+
+@pytest.fixture
 def connect(name: str, client_keys: ClientKeys, request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes connections of the transport, and closes them."""
     made: list[Connection] = []
-    server = None if name == "local" else request.getfixturevalue("server")
+    address = request.getfixturevalue({"local": "here", "docker": "container"}.get(name, "there"))
 
     def make() -> Connection:
-        address = Address(host="local", local=True)
-        if server is not None:
-            address = Address(host=server.host, user=server.user, port=server.port)
         made.append(find(name).connect(address, client_keys.options()))
         return made[-1]
 
@@ -243,7 +257,10 @@ def test_closing_the_connection_is_quick_and_final(connect: Connect) -> None:
 
 def test_the_login_is_told(name: str, connect: Connect, request: pytest.FixtureRequest) -> None:
     login = connect().login
-    assert login == ("local" if name == "local" else request.getfixturevalue("server").address)
+    if name == "docker":
+        assert login == request.getfixturevalue("container").host[:12]
+    else:
+        assert login == ("local" if name == "local" else request.getfixturevalue("server").address)
 
 
 def test_the_local_transport_starts_in_the_directory_without_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
