@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeSshd
+from tests.running.operator import Operator
 from tests.running.program import Controller
 from tests.sshd import ClientKeys, Sshd
 
@@ -25,6 +26,15 @@ def controller() -> Iterator[Controller]:
         controller = Controller(Path(directory))
         yield controller
         controller.stop_all()
+
+
+@pytest.fixture
+def operator() -> Iterator[Operator]:
+    """A controller whose user calls the commands about machines, too."""
+    with tempfile.TemporaryDirectory(prefix="cloudtask-test-", ignore_cleanup_errors=True) as directory:
+        operator = Operator(Path(directory))
+        yield operator
+        operator.clean()
 
 
 @pytest.fixture
