@@ -15,24 +15,28 @@ from cloudtask import options
 from cloudtask.cli.template_file import load_template
 from cloudtask.command import Command
 from cloudtask.kinds import Scene
-from cloudtask.settings import BUILT_IN
+from cloudtask.providers import settings_table
 from cloudtask.settings_sources import template_layer
 from cloudtask.task import attributes
+from tests.test_man import known_options
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.rst"
+PAGES = sorted((ROOT / "docs" / "man").glob("*.rst"))
 MAN = ROOT / "docs" / "man" / "cloudtask.8.rst"
-DOCUMENTS = [README, MAN, ROOT / "CONTRIBUTING.rst", ROOT / "CHANGELOG.rst", ROOT / "docs" / "architecture.rst"]
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.rst", "CHANGELOG.rst", "docs/architecture.rst", "docs/write-your-own-provider.rst")]
+DOCUMENTS = [README, *PAGES, *OTHERS]
+ALL = settings_table()
 
-_TARGET = re.compile(r"(?m)^([a-z][a-z-]*):(?!=)")
-_MAKE = re.compile(r"(?:``|^|\n\s*)make ([a-z][a-z-]+)")
+_TARGET = re.compile(r"(?m)^([a-z][a-z0-9-]*):(?!=)")
+_MAKE = re.compile(r"(?:``|^|\n\s*)make ([a-z][a-z0-9-]+)")
 _OPTION = re.compile(r"(?<![\w/-])--[a-z][a-z0-9-]*[a-z0-9]")
 _ROOMS = "cloudtask|docs|tests|templates|bin|cli|agent|session|transports|workers|scheduler"
 _PROJECT_PATH = re.compile(rf"^(?:{_ROOMS})/[\w./-]*$|^[\w./-]+\.(?:py|rst|cfg)$")
 _CALL = re.compile(r"(?:^|[|$/ ])cloudtask (?!\()")
 
 # Options of other programs, and what options look like.
-FOREIGN = {"--name", "--sign", "--quiet", "--sshlogin", "--joblog"}
+FOREIGN = {"--name", "--sign", "--quiet", "--sshlogin", "--joblog", "--lab-url", "--mount", "--seeds"}
 
 
 def relative(path: Path) -> str:
@@ -54,7 +58,7 @@ def literals(path: Path) -> list[str]:
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     """Each call of cloudtask in README and manual page: the document's line, and cloudtask's arguments."""
-    for path in (README, MAN):
+    for path in (README, *PAGES):
         for line in "\n".join(literal_blocks(path)).splitlines():
             words = shlex.split(line, comments=True) if _CALL.search(line) and not line.startswith("20") else []
             programs = [number for number, word in enumerate(words) if word.rpartition("/")[2] == "cloudtask"]
@@ -81,11 +85,10 @@ def test_readme_names_the_two_commands() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_options_exist(path: Path) -> None:
-    known = {row.option for row in BUILT_IN if row.has_option} | {action.option for action in options.ACTIONS} | FOREIGN
-    assert set(_OPTION.findall(path.read_text(encoding="utf-8"))) <= known
+    assert set(_OPTION.findall(path.read_text(encoding="utf-8"))) <= known_options() | FOREIGN
 
 
-@pytest.mark.parametrize("path", [README, *DOCUMENTS[2:]], ids=relative)
+@pytest.mark.parametrize("path", [README, *OTHERS], ids=relative)
 def test_files_exist(path: Path) -> None:
     named = {text for text in literals(path) if _PROJECT_PATH.match(text)}
     # The architecture names what is not there, and why.
@@ -94,7 +97,9 @@ def test_files_exist(path: Path) -> None:
 
 
 def exists(name: str) -> bool:
-    return any((folder / name).exists() for folder in (ROOT, ROOT / "cloudtask", ROOT / "tests"))
+    """A path from one of the folders that documents count from, or a module that is named without its room."""
+    here = any((folder / name).exists() for folder in (ROOT, ROOT / "cloudtask", ROOT / "tests"))
+    return here or ("/" not in name and any((ROOT / "cloudtask").glob(f"*/{name}")))
 
 
 def test_readme_shows_what_was_seen() -> None:
@@ -108,9 +113,9 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize(("line", "arguments"), list(command_lines()), ids=lambda value: value if isinstance(value, str) else "")
 def test_example_is_accepted(line: str, arguments: list[str]) -> None:
-    parsed = options.parse(arguments, BUILT_IN)
+    parsed = options.parse(arguments, ALL)
     for name, raw in parsed.values.items():
-        row = BUILT_IN.find(name)
+        row = ALL.find(name)
         if row and name != "overlay":  # a folder that the reader has
             row.parse(raw, Scene(folder=str(ROOT), environ={}))
     if parsed.words:
@@ -125,9 +130,9 @@ def test_template_example_is_a_template(path: Path, tmp_path: Path) -> None:
         file = tmp_path / "example"
         file.write_text(source)
         template = load_template(str(file))
-        layer = template_layer(BUILT_IN, attributes(template), str(tmp_path))
+        layer = template_layer(ALL, attributes(template), str(tmp_path))
         assert layer.values
         for name, raw in layer.values.items():
-            row = BUILT_IN.find(name)
+            row = ALL.find(name)
             assert row
             row.parse(raw, Scene(folder=str(tmp_path), environ={}))

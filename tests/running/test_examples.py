@@ -16,6 +16,8 @@ from tests.running.program import REPOSITORY, Controller
 from tests.sshd import ClientKeys, Sshd
 from tests.test_docs import MAN, README, literal_blocks
 
+PROVIDERS = MAN.with_name("cloudtask-providers.7.rst")
+
 Type = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 _GREET = """#!/bin/sh
@@ -111,3 +113,24 @@ def test_compressing_files(type_in: Type, controller: Controller) -> None:
         (logs / name).write_text(name)
     done = type_in(example(MAN, "find logs"))
     assert done.returncode == 0 and {path.name for path in logs.iterdir()} == {"a.log.gz", "b c.log.gz", "d\ne.log.gz"}, done.stderr
+
+
+def test_the_rehearsal_that_the_readme_shows(type_in: Type) -> None:
+    block = next(block for block in literal_blocks(README) if "--fake-kind=local" in block)
+    line, *shown = block.splitlines()
+    done = type_in(line.removeprefix("$ "))
+    assert sorted(done.stdout.splitlines()) == sorted(text for text in shown if text.startswith("hello")), done.stderr
+    assert figures(done) == next(text.partition("seconds): ")[2] for text in shown if "seconds): " in text)
+    assert done.stderr.splitlines()[-1] == shown[-1]
+    # Not "launched worker": the first machine that is ready may have done it all.
+    for kind in (r"# booting instance f-\w+ \.\.\.", r"destroyed worker f-\w+"):
+        assert len(re.findall(rf"(?m)^{kind}$", done.stderr)) == len(re.findall(rf"(?m)^{kind}$", block)), f"{kind}: {done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_rehearsal_with_faults(type_in: Type) -> None:
+    done = type_in(f"{example(PROVIDERS, 'export CLOUDTASK_FAKE_FAULTS')}; {example(PROVIDERS, 'seq 9 | cloudtask --provider=fake')}")
+    assert sorted(done.stdout.split()) == [str(number) for number in range(1, 10)], done.stderr
+    created, gone = re.findall(r"# machines: created (\d+), confirmed gone (\d+), ", done.stderr)[-1]
+    assert created == gone and int(created) >= 3, done.stderr
+    assert "(lost-answer)" in done.stderr
