@@ -3,7 +3,9 @@
 # make quick    all tests but the slow ones
 # make check    lint, mypy, and the agent against Python 3.6
 # make bench    speed beside xargs and GNU parallel
-# make man      build/man/cloudtask.8
+# make chaos    kill runs that launch machines at random steps, SEEDS=1000 times, and look for what is left
+# make demo-ec2 a local EC2, to try --provider=ec2 without an account (as root)
+# make man      the manual pages, into build/man
 # make clean    remove what was built, but not .venv
 
 SHELL := /bin/bash
@@ -18,8 +20,10 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --root-user-action=i
 BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEMO := build/demo
+SEEDS ?= 1000
+HEADERS = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 
-.PHONY: help demo test quick check bench man clean needs-test needs-bench
+.PHONY: help demo demo-ec2 test quick check bench chaos man clean needs-headers needs-test needs-bench
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,9 +43,11 @@ $(BASE): setup.cfg pyproject.toml | $(PY)
 	@$(PIP) --editable .
 	@touch $@
 
-$(TEST): setup.cfg pyproject.toml $(BASE)
+# The binding of libvirt is built, so its headers have to be there; without them its tests are skipped.
+$(TEST): setup.cfg pyproject.toml $(BASE) | needs-headers
 	@echo "installing what the tests need into .venv"
 	@$(PIP) --editable '.[test]'
+	@if pkg-config --exists libvirt 2>/dev/null && [ -e "$(HEADERS)" ]; then $(PIP) --editable '.[libvirt]'; fi
 	@touch $@
 
 # $(call need,COMMANDS,PACKAGES): the commands are there, or are installed, or it is said what is missing.
@@ -58,10 +64,21 @@ define need
 	fi
 endef
 
+# As root what the tests use is installed; else the tests of what is missing are skipped, with the reason.
+needs-headers:
+ifeq ($(shell id -u),0)
+	$(call need,pkg-config gcc,pkg-config gcc)
+	@[ -e "$(HEADERS)" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends python3-dev >/dev/null; }
+	@pkg-config --exists libvirt || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends libvirt-dev >/dev/null; }
+endif
+
 needs-test:
 	$(call need,sshd ssh ssh-keygen rsync,openssh-server openssh-client rsync)
 ifeq ($(shell id -u),0)
 	$(call need,busybox unshare useradd,busybox-static util-linux passwd)
+	$(call need,ip iptables,iproute2 iptables)
+	$(call need,dockerd docker debootstrap,docker.io debootstrap)
+	$(call need,libvirtd virsh qemu-img,libvirt-daemon-system libvirt-daemon-driver-lxc libvirt-clients qemu-utils)
 	@mkdir -p -m 0755 /run/sshd
 endif
 
@@ -79,8 +96,8 @@ demo: $(BASE)
 	echo; echo "Its log ends with:"; tail -n 3 "$$session/log"; \
 	echo; echo "Next: seq 10 | .venv/bin/cloudtask --workers='HOST1 HOST2' echo hello"
 
-test: check needs-test man
-	@$(PY) -m pytest $(if $(CI),-p tests.no_skips)
+test: needs-test check man
+	@$(PY) -m pytest $(if $(CI)$(CLOUDTASK_TEST_REQUIRE),-p tests.no_skips)
 
 quick: $(TEST) needs-test
 	@$(PY) -m pytest -m 'not slow'
@@ -93,9 +110,15 @@ check: $(TEST)
 bench: $(BASE) needs-bench
 	@$(PY) -m tests.bench
 
-man: build/man/cloudtask.8
+chaos: $(TEST) needs-test
+	@$(PY) -m tests.chaos --seeds $(SEEDS)
 
-build/man/cloudtask.8: docs/man/cloudtask.8.rst $(TEST)
+demo-ec2: $(TEST) needs-test
+	@$(PY) -m tests.stage.demo_ec2
+
+man: $(patsubst docs/man/%.rst,build/man/%,$(wildcard docs/man/*.rst))
+
+build/man/%: docs/man/%.rst $(TEST)
 	@mkdir -p $(@D)
 	@$(PY) -m docutils --writer=manpage --report=info --halt=info $< $@
 	@echo "built $@"
