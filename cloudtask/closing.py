@@ -54,7 +54,7 @@ def machines(bill: Bill, unconfirmed: Sequence[str], kept: int) -> list[Line]:
 
 def hosts(bill: Bill, left: Sequence[str], idle: float) -> list[Line]:
     """The same for hosts, which are stopped and not destroyed, ``idle`` seconds after their last use."""
-    lines = [(f"# hosts: used {bill.created}, let go and stopped where that is ours {bill.gone}, {bill.hours:.2f} hours", True)]
+    lines = [(f"# hosts: used {bill.created}, let go {bill.gone}, {bill.hours:.2f} hours", True)]
     if left:
         lines.append((f"# the watchdog stops {' '.join(left)} when idle for {format_elapsed(idle)}", True))
     return lines

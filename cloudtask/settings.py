@@ -146,7 +146,7 @@ class Settings:
     )
     max_workers: int | None = _row(kinds.whole(1), None, "NUM", LAUNCHING, "how many launched machines there may be at a time")
     max_hourly: float | None = _row(kinds.money, None, "DOLLARS", LAUNCHING, "what the launched machines may cost an hour together")
-    max_cost: float | None = _row(kinds.money, None, "DOLLARS", LAUNCHING, "what the run's machines may cost; then it drains and ends")
+    max_cost: float | None = _row(kinds.money, None, "DOLLARS", LAUNCHING, "what the session's machines may cost; then it drains and ends")
     prices: str | None = _row(
         kinds.readable_file, None, "FILE", LAUNCHING, "prices an hour, beside those that are known (see cloudtask-providers)"
     )

@@ -14,7 +14,6 @@ the same form.  A file may come from anywhere: whatever is not exactly this is a
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -43,6 +42,8 @@ def instance_alias(id: str) -> str:
     known_hosts files and ssh take in a name, a digest of it in their place."""
     if _PLAIN_ID.fullmatch(id):
         return f"cloudtask-{id}"
+    import hashlib  # it loads OpenSSL, and seldom is an id that long
+
     digest = hashlib.sha256(id.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return f"cloudtask-{re.sub(r'[^a-z0-9]+', '-', id.lower())[:60].strip('-')}-{digest}"
 

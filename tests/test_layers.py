@@ -36,7 +36,7 @@ L6   transports.stream transports.session transports.ssh
 L6   providers.base providers.libcloud_names providers providers.docker_containers providers.docker_sshd providers.docker_making
 L6   providers.docker_pull providers.docker providers.docker_settings providers.ec2_answers providers.ec2_api providers.ec2_order
 L6   providers.price_table providers.prices providers.ec2 providers.ec2_settings providers.fake_faults providers.fake_processes
-L6   providers.timer providers.userdata providers.fake_machine providers.fake_store providers.fake providers.fake_settings providers.web
+L6   providers.timer providers.userdata providers.fake_machine providers.fake_store providers.fake providers.fake_settings providers.web_address providers.web
 L6   providers.hosts_power providers.hosts_claims providers.hosts_inventory providers.hosts_store providers.hosts_commands
 L6   providers.hosts_tending providers.hosts providers.hosts_docker providers.hosts_ec2 providers.hosts_libvirt providers.hosts_linode
 L6   providers.hosts_settings providers.hosts_wake providers.hub_api providers.hub_settings providers.hub providers.libcloud_choice

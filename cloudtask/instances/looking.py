@@ -93,7 +93,7 @@ class Looking:
     def _take_in(self, machine: Machine, instance: Instance, now: float) -> None:
         if machine.instance is None or machine.instance.state is not instance.state:
             self._changed = now
-        machine.instance = instance
+        machine.instance, machine.looked_at = instance, now
         machine.absences = machine.absences + 1 if instance.state is InstanceState.ABSENT else 0
         if self._is_gone(machine, instance, now):
             self._went(machine, instance)

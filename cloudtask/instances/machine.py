@@ -49,6 +49,7 @@ class Machine:
     """Answers in a row that did not know it."""
     why: str = ""
     asked_at: float = 0.0
+    looked_at: float = 0.0
     ask_after: float = 0.0
     refusals: int = 0
     reclaim_told: bool = False

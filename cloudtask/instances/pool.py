@@ -189,8 +189,11 @@ class Pool:
         """Nothing is left to wait for: every machine is gone or kept, and every order answered or given up."""
         if self._ordering.under_way or self._lanes["destroy"].busy or self._lanes["renew"].busy or self._expiring:
             return False
-        later = () if self._abilities.destroys else (Phase.LEAVING,)
-        return all(machine.over or machine.phase in later for machine in self.register)
+        return all(machine.over or self._ends_later(machine) for machine in self.register)
+
+    def _ends_later(self, machine: Machine) -> bool:
+        """A host that is let go is stopped when it has been idle for long enough: the provider said so, and nobody waits for it here."""
+        return not self._abilities.destroys and machine.phase is Phase.LEAVING and machine.looked_at > machine.asked_at
 
     @property
     def unconfirmed(self) -> list[str]:
