@@ -124,7 +124,7 @@ class Settings:
     ssh_identity: str | None = _row(kinds.readable_file, None, "FILE", WORKERS, "SSH identity keyfile to use")
     provider: str | None = _row(kinds.word, None, "NAME", LAUNCHING, "where workers are launched")
     hub_apikey: str | None = _row(kinds.text, None, "APIKEY", LAUNCHING, "TurnKey Hub API key", secret=True, afterwards="afresh")
-    ec2_region: str = _row(kinds.word, "us-east-1", "REGION", LAUNCHING, "region for instance launch", always_shown=True)
+    ec2_region: str = _row(kinds.word, "us-east-1", "REGION", LAUNCHING, "region for instance launch")
     ec2_size: str | None = _row(
         kinds.word, None, "SIZE", LAUNCHING, "instance launch size", shown_default="t3.small; with the hub m1.small"
     )

@@ -121,8 +121,9 @@ class Register:
 
 
 def short_id(id: str) -> str:
-    """An id for people: that of a container is as long as a line, and known by its first twelve characters."""
-    return id if len(id) <= _LONG else id[:12]
+    """An id for people: without what stands behind a dot (a region, an engine), and of a container's the first twelve characters."""
+    name = id.partition(".")[0] or id
+    return name if len(name) < _LONG else name[:12]
 
 
 def is_there(instance: Instance) -> bool:
