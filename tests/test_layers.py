@@ -29,14 +29,15 @@ L4   scheduler.actions scheduler.policy scheduler.backlog scheduler.roster sched
 L4   scheduler.core scheduler
 L5   session session.ranges session.layout session.lock session.keys session.journal session.bookings session.records session.conf
 L5   session.state session.replay session.session
-L6   transports.base transports transports.program transports.dial transports.docker_engine transports.docker_wire
+L6   transports.base transports transports.socket_end transports.program transports.dial transports.docker_engine transports.docker_wire
 L6   transports.docker_stream transports.docker transports.fake transports.handshakes transports.sshconfig transports.hostkeys
 L6   transports.identities transports.inbox transports.local transports.pinning transports.verdict transports.openssh transports.own_key
 L6   transports.stream transports.session transports.ssh
 L6   providers.base providers.libcloud_names providers providers.docker_containers providers.docker_sshd providers.docker_making
 L6   providers.docker_pull providers.docker providers.docker_settings providers.ec2_answers providers.ec2_api providers.ec2_order
 L6   providers.price_table providers.prices providers.ec2 providers.ec2_settings providers.fake_faults providers.fake_processes
-L6   providers.timer providers.userdata providers.fake_machine providers.fake_store providers.fake providers.fake_settings providers.web_address providers.web
+L6   providers.timer providers.userdata providers.fake_machine providers.fake_store providers.fake providers.fake_settings
+L6   providers.web_address providers.web
 L6   providers.hosts_power providers.hosts_claims providers.hosts_inventory providers.hosts_store providers.hosts_commands
 L6   providers.hosts_tending providers.hosts providers.hosts_docker providers.hosts_ec2 providers.hosts_libvirt providers.hosts_linode
 L6   providers.hosts_settings providers.hosts_wake providers.hub_api providers.hub_settings providers.hub providers.libcloud_choice

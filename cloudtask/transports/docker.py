@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from cloudtask.transports.base import Channel, ConnectOptions
 from cloudtask.transports.docker_engine import Engine, EngineError, engine_errors, open_engine
 from cloudtask.transports.docker_stream import Pump
 from cloudtask.transports.docker_wire import Wire, start_exec
+from cloudtask.transports.socket_end import SocketEnd
 
 SHELL = "/bin/sh"
 _STATUS_SECONDS = 5.0
@@ -177,41 +177,18 @@ def _shell_code(command: str) -> str:
         return f"eval \"$(printf '{octal}')\""
 
 
-class DockerChannel:
+class DockerChannel(SocketEnd):
     """A `Channel` to one exec.  ``ask_status`` is called once its output has ended."""
 
     def __init__(self, wire: Wire, ahead: bytes, ask_status: Callable[[], int | None]) -> None:
         self._ask_status = ask_status
         self._status: int | None = None
         self._pump = Pump(wire, ahead, self._learn_status)
-        self._socket = self._pump.theirs
+        super().__init__(self._pump.theirs)
         self._pump.start()
 
     def _learn_status(self) -> None:
         self._status = self._ask_status()
-
-    def fileno(self) -> int:
-        """See `Channel`.  It is a socket: select it for writing too while something is unsent."""
-        return self._socket.fileno()
-
-    def recv(self, size: int) -> bytes:
-        """See `Channel`."""
-        try:
-            return self._socket.recv(size)
-        except ConnectionResetError:
-            return b""  # the program left without having read all of its stdin
-
-    def send(self, data: bytes | memoryview) -> int:
-        """See `Channel`."""
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
-
-    def shutdown_write(self) -> None:
-        """See `Channel`."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
 
     def complaints(self) -> bytes:
         """See `Channel`."""

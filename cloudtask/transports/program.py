@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from cloudtask.transports.base import COMPLAINTS_KEPT
+from cloudtask.transports.socket_end import SocketEnd
 
 _FIRST = 4096
 
@@ -55,7 +56,7 @@ class Complaints:
             self._news.notify_all()
 
 
-class ProgramChannel:
+class ProgramChannel(SocketEnd):
     """A `Channel` to a program that it starts with ``argv``, in a process session of its own.
 
     Its stdin and stdout are one socket.  Raises OSError where the program cannot be started.
@@ -70,32 +71,9 @@ class ProgramChannel:
             )
             undo.pop_all()
         ours.setblocking(False)
-        self._socket = ours
+        super().__init__(ours)
         assert self._process.stderr is not None
         self.stderr = Complaints(self._process.stderr)
-
-    def fileno(self) -> int:
-        """See `Channel`.  It is the socket: select it for writing too while something is unsent."""
-        return self._socket.fileno()
-
-    def recv(self, size: int) -> bytes:
-        """See `Channel`."""
-        try:
-            return self._socket.recv(size)
-        except ConnectionResetError:
-            return b""  # the program left without having read all of its stdin
-
-    def send(self, data: bytes | memoryview) -> int:
-        """See `Channel`."""
-        try:
-            return self._socket.send(data)
-        except BlockingIOError:
-            return 0
-
-    def shutdown_write(self) -> None:
-        """See `Channel`."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
 
     def complaints(self) -> bytes:
         """See `Channel`."""

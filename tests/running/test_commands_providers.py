@@ -15,8 +15,7 @@ from tests.providers.servers.hub import HubServer
 from tests.running.operator import Operator
 from tests.running.program import wait_until
 from tests.sshd import keygen
-from tests.stage.ec2_server import Ec2Server
-from tests.stage.stage import Stage, require_stage
+from tests.stage.ec2_server import Ec2Server, staged_ec2
 
 JOBS = b"a\nb\nc\n"
 
@@ -49,16 +48,10 @@ def test_install_updates_is_the_hubs(operator: Operator) -> None:
 @pytest.fixture
 def ec2(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Server]:
     """An EC2 whose machines see the operator's directory."""
-    require_stage()
-    servers: list[Ec2Server] = []
-    with (
-        Stage(lambda id, why: servers[0].machine_ended(id, why), [operator.directory]) as stage,
-        Ec2Server(stage, commands=True) as server,
-    ):
-        servers.append(server)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with staged_ec2(operator.directory) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
         yield server
         operator.stop_all()
 

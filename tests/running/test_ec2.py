@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.running.program import Controller, alive, command_line, processes_with, wait_until
-from tests.stage.ec2_server import ATTEMPTS_OF_BOTO, Ec2Server
-from tests.stage.stage import Stage, require_stage
+from tests.stage.ec2_server import ATTEMPTS_OF_BOTO, Ec2Server, staged_ec2
 
 JOBS = b"".join(b"%d\n" % number for number in range(1, 7))
 EC2 = ("--provider=ec2", "--slots=1")
@@ -20,16 +19,10 @@ SECONDS = 60.0
 @pytest.fixture
 def ec2(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2Server]:
     """An EC2 whose machines see the controller's directory, where their jobs leave word."""
-    require_stage()
-    servers: list[Ec2Server] = []
-    with (
-        Stage(lambda id, why: servers[0].machine_ended(id, why), [controller.directory]) as stage,
-        Ec2Server(stage, commands=True) as server,
-    ):
-        servers.append(server)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    with staged_ec2(controller.directory) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
         yield server
         controller.stop_all()
 

@@ -16,8 +16,7 @@ import pytest
 
 from cloudtask.session import layout, replay
 from tests.running.program import Controller, processes_with, wait_until
-from tests.stage.ec2_server import ATTEMPTS_OF_BOTO, Ec2Server
-from tests.stage.stage import Stage, require_stage
+from tests.stage.ec2_server import ATTEMPTS_OF_BOTO, Ec2Server, staged_ec2
 
 STEPS = range(1, 25)
 AT_ONCE = 6
@@ -25,10 +24,7 @@ AT_ONCE = 6
 
 @pytest.fixture
 def ec2() -> Iterator[Ec2Server]:
-    require_stage()
-    servers: list[Ec2Server] = []
-    with Stage(lambda id, why: servers[0].machine_ended(id, why), []) as stage, Ec2Server(stage) as server:
-        servers.append(server)
+    with staged_ec2(commands=False) as server:
         yield server
 
 

@@ -15,6 +15,7 @@ stage each instance is a machine with the address that the API tells.  moto's ba
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 import os
@@ -23,13 +24,14 @@ import socket
 import threading
 import urllib.parse
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.stage.stage import Stage
+from tests.stage.stage import Stage, require_stage
 
 os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
@@ -427,3 +429,13 @@ def _xml(name: str, inner: str) -> Answer:
 def _error(status: int, code: str, message: str) -> Answer:
     inner = f"<Errors><Error><Code>{code}</Code><Message>{message}</Message></Error></Errors><RequestID>test</RequestID>"
     return Answer(status, f'<?xml version="1.0" encoding="UTF-8"?><Response>{inner}</Response>'.encode())
+
+
+@contextlib.contextmanager
+def staged_ec2(*seen: Path, commands: bool = True) -> Iterator[Ec2Server]:
+    """An EC2 with a stage, whose machines see the directories ``seen``; skipped, with the reason, where there can be no stage."""
+    require_stage()
+    servers: list[Ec2Server] = []
+    with Stage(lambda id, why: servers[0].machine_ended(id, why), list(seen)) as stage, Ec2Server(stage, commands=commands) as server:
+        servers.append(server)
+        yield server
