@@ -297,6 +297,7 @@ class Conductor:
     def _start(self, member: Member) -> None:
         if self.finished or self._keeps_doubt:
             member.move(WorkerState.GONE)
+            self.on_left(member)
         else:
             self._fleet.start(member)
 

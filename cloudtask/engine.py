@@ -21,7 +21,7 @@ from cloudtask import scheduler as s
 from cloudtask.conductor import Conductor
 from cloudtask.delivery import Delivery
 from cloudtask.enlistment import Enlistment
-from cloudtask.errors import OvertakenError, StorageError
+from cloudtask.errors import OvertakenError, SessionError, StorageError
 from cloudtask.fleet import Fleet, Member
 from cloudtask.front import Front
 from cloudtask.instances.orders import Customer, check_place, timer_of
@@ -31,7 +31,7 @@ from cloudtask.launching import Launching
 from cloudtask.plan import Launch, Plan
 from cloudtask.relay import Relay, RelayRules
 from cloudtask.session import keys, records
-from cloudtask.session.lock import WATCHDOG
+from cloudtask.session.lock import WATCHDOG, is_held
 from cloudtask.session.session import NewSession, Session
 from cloudtask.signals import Signals
 from cloudtask.specs import Specs
@@ -42,6 +42,9 @@ from cloudtask.workers import messages as m
 from cloudtask.workers.forkserver import ForkServer
 
 _BEAT_SECONDS = 5.0
+_GUARD_SECONDS = 20.0
+"""How often a run looks whether its watchdog is there."""
+
 _ACKNOWLEDGE_SECONDS = 5.0
 _PROGRESS_SECONDS = 0.1
 _RELAYED_SECONDS = 1.0
@@ -202,7 +205,7 @@ class Run:
         self._launching = self._make_launching(plan.launch) if plan.launch else None
         self._enlist()
         now = time.monotonic()
-        self._timers = dict.fromkeys(("beat", "acknowledge", "progress", "relayed"), now)
+        self._timers = dict.fromkeys(("beat", "guard", "acknowledge", "progress", "relayed"), now)
         self._conductor.open_gate(now)
         self._turn.commit()
 
@@ -235,7 +238,7 @@ class Run:
     def _make_launching(self, launch: Launch) -> Launching:
         customer = Customer(
             session=self._session.uid,
-            public_key=self._specs.public_key or "",
+            public_key=launch.public_key or self._specs.public_key or "",
             label=launch.label,
             boot_timeout=launch.boot_timeout,
             provider=launch.provider,
@@ -327,12 +330,21 @@ class Run:
         if self._due("beat", min(_BEAT_SECONDS, self._settings.heartbeat), now):
             self._session.beat()
             self._fleet.beat()
+        if self._launching and self._due("guard", _GUARD_SECONDS, now):
+            self._look_after_the_watchdog(self._session.paths.root)
         if self._due("acknowledge", _ACKNOWLEDGE_SECONDS, now) or self._conductor.much_undurable:
             self._conductor.acknowledge(self._session.sync)
         if self._due("progress", _PROGRESS_SECONDS, now):
             self._show_progress()
         if self._due("relayed", _RELAYED_SECONDS, now):
             self._record_relayed()
+
+    def _look_after_the_watchdog(self, root: str) -> None:
+        """It was killed, or never came up: what dies next would leave machines that nobody sees to."""
+        with contextlib.suppress(OSError, SessionError):
+            if not is_held(root, WATCHDOG):
+                self._say([("# there is no watchdog over this session: starting one", True)])
+                self._guard(root)
 
     def _due(self, name: str, interval: float, now: float) -> bool:
         if now - self._timers[name] < interval:
@@ -407,6 +419,9 @@ class Run:
         told_at = time.monotonic() + _READER_SECONDS
         while relay.is_alive() and not self._hurried:
             relay.join(0.1)
+            if self._due("beat", _BEAT_SECONDS, time.monotonic()):
+                # A watchdog may look on still, and who waits for a reader is not frozen.
+                self._session.beat()
             self._record_relayed()
             self._turn.commit()
             if self._signals:

@@ -49,6 +49,7 @@ class Launching:
         self._enough = launch.min_split is None
         pool.on_ready = self._begin
         pool.on_gone = self._gone
+        pool.on_destroyed = self._destroyed
         pool.on_reclaim = self._going
         pool.on_kept = self._kept
         conductor.on_answered = self._answered
@@ -69,6 +70,9 @@ class Launching:
         if over and not self._ended:
             self._ended = now
             self.pool.close("the run is over")
+        elif self._scheduler.stopped:
+            # Drained: what boots still would have nothing to do.
+            self.pool.close("nothing more is started")
         was = self.pool.demand.stopped
         self.pool.step(self._need(), self._standing, now)
         if self.pool.demand.stopped and not was and not over:
@@ -92,7 +96,8 @@ class Launching:
         return Need(
             workers=len(standing) - standing.count("none"),
             joining=standing.count("coming"),
-            attempts=self._scheduler.needs_workers,
+            # Until enough are ready, those that have attempts of an earlier run count as coming.
+            attempts=self._scheduler.needs_workers + (0 if self._enough else self._scheduler.active),
             slots=max(1, slots),
         )
 
@@ -118,6 +123,10 @@ class Launching:
 
     def _gone(self, machine: Machine, why: str, reclaimed: bool) -> None:
         self._conductor.machine_gone(self._fleet[machine.worker], why, time.monotonic(), blameless=reclaimed)
+
+    def _destroyed(self, machine: Machine) -> None:
+        """What a worker of an earlier run had is lost with its machine, which that run was done with: nobody waits for an answer."""
+        self._conductor.machine_gone(self._fleet[machine.worker], "an earlier run was done with it", time.monotonic(), blameless=True)
 
     def _going(self, machine: Machine, why: str) -> None:
         if machine.worker:
@@ -158,19 +167,30 @@ class Launching:
         """Once enough workers are ready jobs are sent, and go on being sent."""
         if not self._enough:
             ready = sum(member.state is WorkerState.READY for member in self._fleet)
-            self._enough = ready >= (self._launch.min_split or 0)
+            self._enough = ready >= self._least()
         return self._enough
+
+    def _least(self) -> int:
+        """How many workers have to be ready: --min-split, but no more than there are jobs for, since no more are launched."""
+        jobs = self._scheduler.needs_workers + self._scheduler.active
+        return min(self._launch.min_split or 0, -(-jobs // max(1, self._launch.slots)))
 
     def hopeful(self) -> bool:
         """Some machine comes, or could be had."""
-        return self.pool.coming > 0 or (self._scheduler.needs_workers > 0 and self.pool.may_order(self._standing))
+        if self.pool.coming > 0:
+            return True
+        return self._scheduler.needs_workers > 0 and (self._some_leave() or self.pool.may_order(self._standing))
+
+    def _some_leave(self) -> bool:
+        """Some machine is about to make room for another."""
+        return not self.pool.demand.stopped and any(member.instance and member.state is WorkerState.LEAVING for member in self._fleet)
 
     def too_few(self) -> str:
         """Why --min-split cannot be reached; empty while it can, or was."""
         if self._enough or self.hopeful():
             return ""
         possible = sum(member.state in _TAKES_JOBS or member.state is WorkerState.SPARE for member in self._fleet)
-        if possible >= (self._launch.min_split or 0):
+        if possible >= self._least():
             return ""
         return f"--min-split={self._launch.min_split} cannot be reached: {possible} workers are to be had"
 

@@ -19,7 +19,8 @@ class Launch:
 
     ``make`` makes the provider; ``split`` is how many workers there are to be, listed ones among them; ``slots`` how many jobs one takes
     at a time (0: one for each CPU), and ``user`` whom to log in as in place of the image's own.  ``min_split`` and the limits are None
-    where there are none; ``keep_for`` is in seconds, where machines are kept at the end and listed in the file ``keep``.
+    where there are none; ``keep_for`` is in seconds, where machines are kept at the end and listed in the file ``keep``; then
+    ``public_key`` is the user's own: the session's is gone with it, and would let nobody in who comes later.
     """
 
     provider: str
@@ -33,6 +34,7 @@ class Launch:
     min_split: int | None = None
     keep: str | None = None
     keep_for: float | None = None
+    public_key: str | None = None
     idle_timeout: float = 0.0
     user: str | None = None
 

@@ -7,6 +7,7 @@ floor.  Nothing here touches a terminal, starts a process or makes a session.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import cloudtask.settings_sources as sources
 from cloudtask import providers
@@ -30,6 +31,7 @@ from cloudtask.printable import sanitize
 from cloudtask.session import conf, layout
 from cloudtask.settings import Settings, Table
 from cloudtask.settings_checks import check
+from cloudtask.transports import ConnectOptions
 
 _LABEL = 100
 
@@ -169,9 +171,19 @@ def plan_launch(settings: Settings, name: str, split: int) -> Launch:
         min_split=settings.min_split,
         keep=settings.keep,
         keep_for=settings.keep_for if settings.keep else None,
+        public_key=_own_key(settings) if settings.keep and offer.transport == "ssh" else None,
         idle_timeout=settings.idle_timeout,
         user=settings.user,
     )
+
+
+def _own_key(settings: Settings) -> str:
+    """The user's own public key.  Raises UsageError where there is none."""
+    # Loaded by name: it brings paramiko.
+    own_key: Any = importlib.import_module("cloudtask.transports.own_key")
+    options = ConnectOptions(user=settings.user, identity=settings.ssh_identity, ssh_config=settings.ssh_config)
+    key: str = own_key.own_public_key(options, by_ssh=settings.transport == "openssh")
+    return key
 
 
 def command_of(settings: Settings) -> Command:

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cloudtask.errors import CloudtaskError, SessionBusyError, SessionError
+from cloudtask.errors import CloudtaskError, SessionBusyError, SessionError, StorageError
 from cloudtask.instances import reaper
+from cloudtask.instances.calls import Waiting
 from cloudtask.instances.reaper import Reaper, Remains
 from cloudtask.providers import Provider
-from cloudtask.session import layout, replay
-from cloudtask.session.lock import WATCHDOG, holder, is_held, last_beat
+from cloudtask.session import layout
+from cloudtask.session.hold import Hold
+from cloudtask.session.lock import WATCHDOG, holder
 from cloudtask.session.session import Session
 from cloudtask.session.state import SessionState
 from cloudtask.units import format_elapsed
@@ -52,26 +54,20 @@ class Watched:
     provider: Callable[[], Provider]
     harvest: Callable[[], None]
 
-    @property
-    def sessions(self) -> str:
-        """The directory of all sessions."""
-        return os.path.dirname(self.directory)
-
-    @property
-    def number(self) -> int:
-        """The session's number."""
-        return int(os.path.basename(self.directory))
-
 
 class Watchdog:
     """Watches one session to the end of its machines."""
 
     def __init__(self, watched: Watched, patience: Patience, warn: Callable[[str], None]) -> None:
         self._watched = watched
+        self._hold = Hold(watched.directory)
+        self._state = self._hold.state()
+        """What the journal said when it could be read last."""
         self._patience = patience
         self._warn = warn
         self._first_beat: int | None = None
-        self._beat_seen = time.monotonic()
+        self._silent = 0.0
+        self._looked = time.monotonic()
         self._warned = False
 
     def run(self) -> bool:
@@ -79,10 +75,10 @@ class Watchdog:
         with self._alone():
             while True:
                 self._await_death()
-                state = self._state()
-                if not state.bookings.unsettled:
+                readable = self._read()
+                if readable and not self._state.bookings.unsettled:
                     return True
-                if not state.finished and not _is_given_up(state):
+                if not readable or (not self._state.finished and not _is_given_up(self._state)):
                     self._log(f"the controller is gone; machines are left: a resume has {format_elapsed(self._patience.resume_grace)}")
                     if self._is_resumed(self._patience.resume_grace):
                         continue
@@ -92,7 +88,7 @@ class Watchdog:
     def clean_up(self) -> bool | None:
         """Fetch what is there and destroy it all; None where a resume took over, else whether everything is gone."""
         try:
-            if any(worker.ready and worker.instance for worker in self._state().workers.values()):
+            if self._read() and any(worker.ready and worker.instance for worker in self._state.workers.values()):
                 self._log("fetching finished results")
                 self._harvest()
             return self._destroy()
@@ -104,7 +100,7 @@ class Watchdog:
             self._watched.harvest()
         except SessionBusyError:
             raise
-        except CloudtaskError as error:
+        except (CloudtaskError, OSError) as error:
             self._log(f"the results could not be fetched: {error}")
 
     # --- destroying --------------------------------------------------------------------------------------------------
@@ -129,10 +125,35 @@ class Watchdog:
             pause *= 2
 
     def _round(self, quiet: float | None) -> tuple[Remains, float | None]:
-        with Session.open(self._watched.sessions, self._watched.number, note=WATCHDOG) as session:
+        provider = Waiting(self._watched.provider)
+        try:
+            return self._journalled_round(provider, quiet)
+        except SessionBusyError:
+            raise
+        except (SessionError, StorageError, OSError) as error:
+            return self._bare_round(provider, str(error), quiet)
+        finally:
+            provider.close()
+
+    def _bare_round(self, provider: Waiting, why: str, quiet: float | None) -> tuple[Remains, float | None]:
+        """The disk is full, or the session was moved away or deleted: that is no reason to leave machines there."""
+        self._hold.take()
+        try:
+            self._read()
+            state = self._state
+            spared = {each.id for each in state.bookings.instances.values() if not each.ours}
+            return reaper.destroy_unwritten(provider, state.header.uid, spared, why, quiet)
+        except CloudtaskError as error:
+            return Remains(instances=(), orders=(state.header.uid,), hourly=0.0, error=f"{why}; {error}"), quiet
+        finally:
+            self._hold.release()
+
+    def _journalled_round(self, provider: Waiting, quiet: float | None) -> tuple[Remains, float | None]:
+        sessions, number = os.path.split(self._hold.root)
+        with Session.open(sessions, number, note=WATCHDOG) as session:
             try:
-                return Reaper(session, self._watched.provider()).destroy(quiet, self._patience.confirm)
-            except SessionError:
+                return Reaper(session, provider).destroy(quiet, self._patience.confirm)
+            except (SessionError, StorageError):
                 raise
             except CloudtaskError as error:
                 left = session.state.bookings
@@ -145,14 +166,14 @@ class Watchdog:
             "destroy them by hand, or with cloudtask-destroy-workers --leaked"
         )
         self._log(text)
-        self._warn(f"cloudtask-watchdog: session {self._watched.number}: {text}")
+        self._warn(f"cloudtask-watchdog: session {self._state.header.number}: {text}")
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def _await_death(self) -> None:
         """Until nobody holds the lock; a holder that is frozen is ended."""
-        self._beat_seen = time.monotonic()
-        while is_held(self._watched.directory):
+        self._silent, self._looked = 0.0, time.monotonic()
+        while self._hold.is_held():
             self._look_for_life()
             time.sleep(self._patience.poll)
 
@@ -160,32 +181,39 @@ class Watchdog:
         """Whether somebody took the session up within so many seconds of being awake."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if is_held(self._watched.directory):
+            if self._hold.is_held():
                 self._log("the session was taken up again")
                 return True
             time.sleep(min(self._patience.poll, max(0.0, end - time.monotonic())))
         return False
 
     def _look_for_life(self) -> None:
-        beat = last_beat(self._watched.directory)
+        # CLOCK_MONOTONIC stands still while the machine sleeps, as the beat does.  While both are stopped (a frozen cgroup, docker
+        # pause) it goes on: from one look to the next not more counts than the time between looks that were not held up.
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * self._patience.poll), now
+        beat = self._hold.beat
         if beat != self._first_beat:
-            self._first_beat, self._beat_seen, self._warned = beat, time.monotonic(), False
+            self._first_beat, self._silent, self._warned = beat, 0.0, False
             return
-        # CLOCK_MONOTONIC stands still while the machine sleeps, as the beat does.
-        silent = time.monotonic() - self._beat_seen
+        self._silent += passed
+        silent = self._silent
         pid = self._holder_pid()
         if pid and silent > self._patience.frozen / 2 and not self._warned and _is_stopped(pid):
             self._warned = True
             rest = format_elapsed(self._patience.frozen / 2)
             self._log(f"the controller (pid {pid}) is stopped (Ctrl-Z?) while its machines cost money: it is ended in {rest}; fg goes on")
-            self._warn(f"cloudtask-watchdog: session {self._watched.number} is stopped: fg goes on with it, else it is ended in {rest}")
+            number = self._state.header.number
+            self._warn(f"cloudtask-watchdog: session {number} is stopped: fg goes on with it, else it is ended in {rest}")
         if pid and silent > self._patience.frozen:
             self._end_frozen(pid)
 
     def _holder_pid(self) -> int:
         """The pid of who holds the lock, 0 where that is not certain."""
-        found = holder(self._watched.directory)
-        lock = os.path.join(self._watched.directory, "lock")
+        if self._hold.deleted:
+            return 0
+        found = holder(self._hold.root)
+        lock = os.path.join(self._hold.root, "lock")
         if not found.pid or found.host != socket.gethostname() or found.note:
             return 0
         return found.pid if _has_open(found.pid, lock) else 0
@@ -197,14 +225,14 @@ class Watchdog:
                 os.kill(pid, number)
         end = time.monotonic() + self._patience.ending
         while time.monotonic() < end and self._holder_pid() == pid:
-            if last_beat(self._watched.directory) != self._first_beat:
+            if self._hold.beat != self._first_beat:
                 return
             time.sleep(min(self._patience.poll, 0.2))
         if self._holder_pid() == pid:
             self._log(f"kill -KILL {pid}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._beat_seen = time.monotonic()
+        self._silent = 0.0
 
     # --- odds --------------------------------------------------------------------------------------------------------
 
@@ -218,12 +246,18 @@ class Watchdog:
         finally:
             os.close(descriptor)
 
-    def _state(self) -> SessionState:
-        return replay.replay(layout.Paths(self._watched.directory).journal, strict=True)
+    def _read(self) -> bool:
+        """Read the journal; False where it cannot be read, so that nobody knows how things stand."""
+        try:
+            self._state = self._hold.state()
+        except (SessionError, OSError) as error:
+            self._log(f"the journal cannot be read: {error}")
+            return False
+        return True
 
     def _log(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            descriptor = layout.open_inside(self._watched.directory, "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            descriptor = layout.open_inside(self._hold.root, "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
                 os.write(descriptor, f"# watchdog: {text}\n".encode(errors="replace"))
             finally:

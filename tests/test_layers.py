@@ -28,7 +28,7 @@ L3   agent.codec wire
 L4   scheduler.actions scheduler.policy scheduler.backlog scheduler.roster scheduler.fates scheduler.balance
 L4   scheduler.core scheduler
 L5   session session.ranges session.layout session.lock session.keys session.journal session.bookings session.records session.conf
-L5   session.state session.replay session.session
+L5   session.state session.replay session.session session.hold
 L6   transports.base transports transports.socket_end transports.program transports.dial transports.docker_engine transports.docker_wire
 L6   transports.docker_stream transports.docker transports.fake transports.handshakes transports.sshconfig transports.hostkeys
 L6   transports.identities transports.inbox transports.local transports.pinning transports.verdict transports.openssh transports.own_key

@@ -5,6 +5,7 @@ Exit statuses: 0 nothing is left, 1 something is, 2 wrong use.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 from cloudtask import providers
 from cloudtask.cli.arguments import Arguments, command
 from cloudtask.cli.streams import tell
-from cloudtask.errors import CloudtaskError, UsageError
+from cloudtask.errors import CloudtaskError, SessionError, StorageError, UsageError
 from cloudtask.instances.launches import launches_directory
 from cloudtask.instances.sessions_here import SessionsHere
 from cloudtask.leaks import Leaks
@@ -112,13 +113,25 @@ class Household:
         return Watched(directory=directory, provider=self._provider, harvest=self._harvest)
 
     def _provider(self) -> Provider:
-        return providers.find(provider_of(self._values))(self._values.settings)
+        """Of whom the machines are: the journal knows better than settings that somebody may have changed since."""
+        name = provider_of(self._values)
+        with contextlib.suppress(SessionError, OSError):
+            journal = layout.Paths(os.path.join(self._values.settings.sessions, str(self._number))).journal
+            orders = replay.replay(journal, strict=False).bookings.unsettled_orders()
+            name = orders[0].provider if orders else name
+        return providers.find(name)(self._values.settings)
 
     def _harvest(self) -> None:
         plan = plan_harvest(self._request, self._number, self._values)
         # Loaded by name: a watchdog waits for days, and seldom needs it.
         engine: Any = importlib.import_module("cloudtask.engine")
-        engine.execute(plan, NobodyLooks(), ForkServer([f"cloudtask.transports.{plan.settings.transport}"]), lambda directory: None)
+        try:
+            engine.execute(plan, NobodyLooks(), ForkServer([f"cloudtask.transports.{plan.settings.transport}"]), lambda directory: None)
+        except CloudtaskError:
+            raise
+        except Exception as error:
+            # Whatever it is, the machines are to be destroyed all the same.
+            raise StorageError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 def provider_of(values: Values) -> str:
@@ -158,7 +171,8 @@ def _all(sessions: str | None, grace: float | None, give_up: float) -> int:
             if _dead_for(os.path.join(directory, str(number))) < wait:
                 continue
             patience = Patience(resume_grace=wait, rounds=min(give_up, 60.0))
-            left = not Watchdog(house.watched(), patience, tell).clean_up() or left
+            # None: a resume took it up, and sees to its machines itself.
+            left = Watchdog(house.watched(), patience, tell).clean_up() is False or left
         except CloudtaskError as error:
             tell(f"{PROGRAM}: {directory}/{number}: {error}")
             left = True

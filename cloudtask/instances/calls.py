@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from cloudtask.errors import CloudtaskError, ProviderBusyError
 from cloudtask.providers import Provider
@@ -19,6 +20,31 @@ DEADLINE = 180.0
 
 Work = Callable[[Provider], object]
 Answer = Callable[[object], None]
+Answered = TypeVar("Answered")
+
+
+class Waiting:
+    """For who may wait: a call like that of a lane, with the same deadline; what it raises is always a CloudtaskError."""
+
+    def __init__(self, make: Callable[[], Provider]) -> None:
+        self._done = threading.Event()
+        self._lane = Lane(make, self._done.set)
+
+    def call(self, work: Callable[[Provider], Answered]) -> Answered:
+        """What it returned.  Raises what it raised, or ProviderBusyError where that was no CloudtaskError."""
+        answers: list[object] = []
+        self._lane.start(work, answers.append, time.monotonic())
+        while not answers:
+            self._done.wait(1.0)
+            self._done.clear()
+            self._lane.collect(time.monotonic())
+        if isinstance(answers[0], CloudtaskError):
+            raise answers[0]
+        return cast("Answered", answers[0])
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._lane.close()
 
 
 class _Call(NamedTuple):

@@ -37,7 +37,8 @@ class Need:
 @dataclass(frozen=True, kw_only=True)
 class Have:
     """What there is of machines: ``serving`` ones take jobs, ``coming`` ones will (set up, booting, or ordered and not answered yet),
-    ``leaving`` ones still cost; all ``ordered`` so far, and the ``dollars`` spent."""
+    ``leaving`` ones do neither (they drain, are out of reach or being destroyed) and still cost; all ``ordered`` so far, and the
+    ``dollars`` spent."""
 
     serving: int
     coming: int

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import cast
 
 from cloudtask.errors import CloudtaskError
 from cloudtask.instances.calls import Lane
-from cloudtask.instances.machine import Machine, Phase, Register, is_there
+from cloudtask.instances.machine import Machine, Phase, Register
 from cloudtask.providers import Instance, InstanceState
 
 QUICKEST, SLOWEST = 0.05, 5.0
@@ -30,11 +29,14 @@ class Looking:
         self._settles = settles
         self._next_look = 0.0
         self._next_find = 0.0
+        self.listed_at = 0.0
+        """When the provider was asked last what it has for the session, and said it or did not."""
         self._changed = time.monotonic()
         self._complained = False
         self._failures = 0
         self.on_running: Callable[[Machine], None] = lambda machine: None
         self.on_gone: Callable[[Machine, str, bool], None] = lambda machine, why, reclaimed: None
+        self.on_destroyed: Callable[[Machine], None] = lambda machine: None
         self.on_reclaim: Callable[[Machine, str], None] = lambda machine, why: None
         self.on_found: Callable[[list[Instance]], None] = lambda instances: None
 
@@ -42,6 +44,10 @@ class Looking:
         """Something is about to change: look now."""
         self._changed = time.monotonic()
         self._next_look = 0.0
+
+    def list_soon(self) -> None:
+        """The end waits for it."""
+        self._next_find = 0.0
 
     def step(self, now: float, doubtful: bool) -> None:
         """Ask what is due.  ``doubtful``: there are orders that may have brought machines that nobody knows of."""
@@ -62,27 +68,29 @@ class Looking:
         return float("inf") if self._lane.busy else self._next_look
 
     def _listed(self, outcome: object) -> None:
-        if isinstance(outcome, CloudtaskError):
-            self._complain(outcome)
+        self.listed_at = time.monotonic()
+        if isinstance(outcome, list):
+            self.on_found(outcome)
         else:
-            self.on_found(cast("list[Instance]", outcome))
+            self._complain(outcome)
 
     def _described(self, outcome: object) -> None:
         now = time.monotonic()
-        if isinstance(outcome, CloudtaskError):
+        if not isinstance(outcome, list):
             self._complain(outcome)
             self._failures += 1
             self._next_look = now + min(SLOWEST, 0.25 * 2 ** min(self._failures, 5))
             return
         self._complained, self._failures = False, 0
-        for instance in cast("list[Instance]", outcome):
+        for instance in outcome:
             machine = self._register.machines.get(instance.id)
             if machine and not machine.over:
                 self._take_in(machine, instance, now)
         self._next_look = now + self._interval(now)
 
-    def _complain(self, error: CloudtaskError) -> None:
-        self._register.say(f"# the provider cannot say how machines stand: {error}", important=not self._complained)
+    def _complain(self, outcome: object) -> None:
+        why = outcome if isinstance(outcome, CloudtaskError) else f"it answers with {type(outcome).__name__}"
+        self._register.say(f"# the provider cannot say how machines stand: {why}", important=not self._complained)
         self._complained = True
 
     def _interval(self, now: float) -> float:
@@ -98,7 +106,7 @@ class Looking:
         if self._is_gone(machine, instance, now):
             self._went(machine, instance)
         elif machine.phase is Phase.LEAVING:
-            if is_there(instance) and now - machine.asked_at > AGAIN_SECONDS:
+            if instance.exists and instance.state is not InstanceState.LEAVING and now - machine.asked_at > AGAIN_SECONDS:
                 machine.phase = Phase.DOOMED
         elif instance.state in (InstanceState.STOPPED, InstanceState.LEAVING) and machine.phase in (Phase.BOOTING, Phase.SERVING):
             why = instance.note or f"the provider says that it is {instance.state.value}"
@@ -119,4 +127,6 @@ class Looking:
         if machine.phase in (Phase.BOOTING, Phase.SERVING):
             why = instance.reclaimed or instance.note or "the provider says that it is gone"
             self.on_gone(machine, why, bool(instance.reclaimed))
+        elif machine.worker:
+            self.on_destroyed(machine)
         self._register.gone(machine, time.time())

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cloudtask.providers import Instance, InstanceState
+from cloudtask.providers import Instance
 from cloudtask.session import records
 from cloudtask.session.bookings import RULES, Bookings, OrderRecord
 from cloudtask.turn import Turn
@@ -124,8 +124,3 @@ def short_id(id: str) -> str:
     """An id for people: without what stands behind a dot (a region, an engine), and of a container's the first twelve characters."""
     name = id.partition(".")[0] or id
     return name if len(name) < _LONG else name[:12]
-
-
-def is_there(instance: Instance) -> bool:
-    """It runs, or is going to."""
-    return instance.state in (InstanceState.PENDING, InstanceState.RUNNING)

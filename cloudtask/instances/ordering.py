@@ -43,6 +43,11 @@ class Ordering:
         self._turn = turn
         self._pending: list[Pending] = []
         self._starting = False
+        self._asked: Pending | None = None
+        """The order that the provider is asked for now."""
+        self._no_more = False
+        self.doubted_at = 0.0
+        """When an order came to be in doubt last, on the monotonic clock."""
         self.on_launched: Callable[[list[Machine]], None] = lambda machines: None
 
     @property
@@ -63,7 +68,9 @@ class Ordering:
     def take_up(self, record: OrderRecord, *, again: bool) -> None:
         """An order of an earlier run that was never settled; ``again``: its machines are needed, so it is given again."""
         order = orders.same_order(self._register.session, record)
-        self._pending.append(Pending(record, order, tries=1, asks=again and order is not None))
+        # The key of the session that it was given with is gone with an earlier run's end: its machines would let nobody in.
+        equal = order is not None and order.public_key == self._customer.public_key
+        self._pending.append(Pending(record, order, tries=1, asks=again and equal))
 
     def give(self, count: int) -> None:
         """Order machines: on disk first."""
@@ -85,16 +92,17 @@ class Ordering:
         if pending and pending.order:
             order = pending.order
             pending.tries += 1
+            self._asked = pending
             self._lane.start(lambda provider: provider.launch(order), lambda outcome: self._answered(pending, outcome), now)
 
     def give_no_more(self) -> None:
-        """What was not given yet is not; what had no answer stays in doubt."""
+        """What was not given yet is not; what had no answer, or gets none now, stays in doubt."""
+        self._no_more = True
         for pending in list(self._pending):
-            busy = self._lane.busy and pending.tries
             if not pending.tries:
                 self._close(pending, "the run ended first")
-            elif not busy:
-                pending.asks = False
+            elif pending is not self._asked:
+                self._doubt(pending)
 
     def found(self, instances: list[Instance], now: float) -> list[Machine]:
         """Take in what a provider lists for orders of this session that we did not know of."""
@@ -107,6 +115,7 @@ class Ordering:
 
     def _answered(self, pending: Pending, outcome: object) -> None:
         now = time.monotonic()
+        self._asked = None
         if isinstance(outcome, Launched):
             machines = self._register.take_in([each.id for each in outcome.instances], pending.record, time.time(), now)
             for machine in machines:
@@ -115,8 +124,9 @@ class Ordering:
             self._settle(pending, outcome, now)
         elif isinstance(outcome, ProviderRefusedError):
             self._refused(pending, str(outcome), now)
-        elif isinstance(outcome, CloudtaskError):
-            self._unanswered(pending, str(outcome), now)
+        else:
+            why = str(outcome) if isinstance(outcome, CloudtaskError) else f"the provider answers with {type(outcome).__name__}"
+            self._unanswered(pending, why, now)
 
     def _settle(self, pending: Pending, outcome: Launched, now: float) -> None:
         missing = pending.record.count - len(outcome.instances)
@@ -138,15 +148,21 @@ class Ordering:
             self._close(pending, why)
         else:
             # What became of the first try nobody knows: only the provider's lists can tell.
-            pending.asks = False
+            self._doubt(pending)
 
     def _unanswered(self, pending: Pending, why: str, now: float) -> None:
         self._register.say(f"# no answer to an order of {pending.record.count}: {why}", important=pending.tries == 1)
         wait = max(self._demand.unanswered(pending.tries, now), now + self._customer.abilities.settles)
         pending.not_before = now + 1.0 if self._customer.abilities.idempotent and pending.tries == 1 else wait
         if pending.tries >= TRIES:
-            pending.asks = False
             self._demand.stop(f"the provider does not answer: {why}")
+        if pending.tries >= TRIES or self._no_more:
+            self._doubt(pending)
+
+    def _doubt(self, pending: Pending) -> None:
+        """It is not given again: what came of it only the provider's lists can tell."""
+        pending.asks = False
+        self.doubted_at = time.monotonic()
 
     def _close(self, pending: Pending, why: str) -> None:
         token = pending.record.token

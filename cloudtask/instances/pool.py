@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cloudtask.errors import CloudtaskError
@@ -36,6 +36,9 @@ Standing = Callable[[int], Literal["serving", "coming", "none"]]
 CONSOLE_SECONDS = 150.0
 """How long a machine's console is asked for its host key."""
 
+_REFUSALS = 3
+"""Times that a provider may refuse to destroy a machine until nobody counts on its being gone."""
+
 KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
 """Types of host keys, best first."""
 
@@ -54,7 +57,8 @@ class Pool:
     """See the module.  ``make`` makes a provider; ``wake`` wakes the loop, from any thread.
 
     ``on_ready(machine, address)`` hands over a machine that runs and has an address; ``on_gone(machine, why, reclaimed)`` says that a
-    machine which was handed over is there no more, or never was ready; ``on_reclaim(machine, why)`` that it is about to go.
+    machine which was handed over is there no more, or never was ready; ``on_reclaim(machine, why)`` that it is about to go;
+    ``on_destroyed(machine)`` that one which was handed over, and was to be destroyed, is gone.
     ``on_kept(machine)`` tells of one that stays; the journal knows of it once the turn is committed.
     """
 
@@ -71,6 +75,7 @@ class Pool:
         self._ordering.on_launched = self._launched
         self._looking.on_running = self._running
         self._looking.on_gone = self._gone
+        self._looking.on_destroyed = lambda machine: self.on_destroyed(machine)
         self._looking.on_reclaim = lambda machine, why: self.on_reclaim(machine, why)
         self._looking.on_found = self._found
         self._renew_at = time.monotonic() + EXPIRY / 2
@@ -79,6 +84,7 @@ class Pool:
         self._expiring: list[Machine] = []
         self.on_ready: Callable[[Machine, Address], None] = lambda machine, address: None
         self.on_gone: Callable[[Machine, str, bool], None] = lambda machine, why, reclaimed: None
+        self.on_destroyed: Callable[[Machine], None] = lambda machine: None
         self.on_reclaim: Callable[[Machine, str], None] = lambda machine, why: None
         self.on_kept: Callable[[Machine], None] = lambda machine: None
 
@@ -95,10 +101,10 @@ class Pool:
             if order is None or not record.ours:
                 continue
             machine = self.register.add(record.id, order, record.launched, now)
+            if record.worker in ready:
+                machine.worker, machine.answered, machine.phase = record.worker, True, Phase.SERVING
             if record.destroying:
                 self.register.doom(machine, "an earlier run was done with it")
-            elif record.worker in ready:
-                machine.worker, machine.answered, machine.phase = record.worker, True, Phase.SERVING
         for order in bookings.open_orders():
             self._ordering.take_up(order, again=needed)
 
@@ -114,6 +120,8 @@ class Pool:
             self._ordered += count
             self._ordering.give(count)
         self._ending.step(now)
+        if self._closing and self._must_list:
+            self._looking.list_soon()
         self._looking.step(now, bool(self._ordering.in_doubt))
         self._renew(now)
 
@@ -123,7 +131,8 @@ class Pool:
         return Have(
             serving=workers.count("serving"),
             coming=workers.count("coming") + self.coming,
-            leaving=len(self.register.phased(Phase.DOOMED, Phase.LEAVING)),
+            # A worker that drains, or that nobody can reach, takes no jobs; its machine is there and costs.
+            leaving=len(self.register.phased(Phase.DOOMED, Phase.LEAVING)) + workers.count("none"),
             ordered=self._ordered,
             dollars=self.bill().dollars,
         )
@@ -138,10 +147,12 @@ class Pool:
         return len(self.register.phased(Phase.BOOTING)) + self._ordering.coming
 
     def may_order(self, standing: Standing) -> bool:
-        """Whether more could be launched if they were needed."""
+        """Whether more could be launched if they were needed, now or once those are gone that are being destroyed."""
         if self._closing or self.demand.stopped:
             return False
-        return self.demand.room(self.have(standing)) > 0
+        have = self.have(standing)
+        going = sum(machine.refusals <= _REFUSALS for machine in self.register.phased(Phase.DOOMED, Phase.LEAVING))
+        return self.demand.room(replace(have, leaving=have.leaving - going)) > 0
 
     def bill(self) -> costs.Bill:
         """What was launched and what it costs, until now."""
@@ -182,12 +193,19 @@ class Pool:
         if left:
             self.register.write(records.destroying([machine.id for machine in left], "the run was left", time.time()), sync=True)
 
+    @property
+    def _must_list(self) -> bool:
+        """Some order is in doubt, and the provider was not asked since what it has."""
+        return bool(self._ordering.in_doubt) and self._looking.listed_at <= self._ordering.doubted_at
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     @property
     def settled(self) -> bool:
         """Nothing is left to wait for: every machine is gone or kept, and every order answered or given up."""
         if self._ordering.under_way or self._lanes["destroy"].busy or self._lanes["renew"].busy or self._expiring:
+            return False
+        if self._must_list:
             return False
         return all(machine.over or self._ends_later(machine) for machine in self.register)
 

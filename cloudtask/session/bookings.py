@@ -78,6 +78,11 @@ class Bookings:
         """True while some machine of the session exists or may exist."""
         return bool(self.open_orders() or self.ours())
 
+    def unsettled_orders(self) -> list[OrderRecord]:
+        """The orders of which machines exist, or may."""
+        tokens = {each.token for each in self.ours()}
+        return [order for token, order in self.orders.items() if token in tokens or token not in self.closed]
+
     def became(self, instance: str, worker: int) -> None:
         """A machine is contacted as this worker."""
         if instance in self.instances:

@@ -27,7 +27,7 @@ from cloudtask.transports.program import Complaints, ProgramChannel
 from cloudtask.transports.sshconfig import HostConfig, config_arguments, resolve
 from cloudtask.transports.verdict import verdict
 
-TRIES = 4
+TRIES = 6
 """Times that a connection is tried within one `connect` when the server hangs up on it."""
 
 OPENS = 8

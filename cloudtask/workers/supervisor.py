@@ -480,7 +480,8 @@ class Supervisor:
 
     def _pull(self) -> None:
         talk = self._talk
-        takes_jobs = self._preparation.done and self._introduced and not self._spec.ask_only
+        # What is asked for before `Ready` was said is not heard: one that was set up by an earlier run may wait for its timer still.
+        takes_jobs = self._preparation.done and self._preparation.timed and self._introduced and not self._spec.ask_only
         if not (talk and talk.welcomed and takes_jobs) or self._goal or self._failure is not None:
             return
         if room := self._appetite.room(self._slots, talk.round_trip):

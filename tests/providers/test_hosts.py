@@ -557,7 +557,8 @@ def test_the_watchdog_needs_no_resume(place: Place) -> None:
         return not found
 
     wait_for(clean, PATIENCE, "nothing is found")
-    assert not server.is_on() and server.done() == ["start", "stop"]
+    # Where the start was not done when it was killed there is nothing to stop.
+    assert not server.is_on() and server.done() in (["start", "stop"], ["start"])
     assert place.records() == []
 
 

@@ -14,6 +14,7 @@ from cloudtask.providers import Instance
 from cloudtask.providers.fake import FakeProvider
 from cloudtask.settings import Settings
 from tests.running.program import Controller, alive, command_line, processes_with, wait_until
+from tests.sshd import ClientKeys
 
 FAKE = ("--provider=fake", "--fake-kind=local", "--slots=1")
 NAMES = [str(number) for number in range(1, 7)]
@@ -135,6 +136,11 @@ def test_fewer_than_min_split_is_none(controller: Controller) -> None:
     wait_until(lambda: all_gone(controller), "all is gone")
 
 
+def test_min_split_asks_for_no_more_than_there_are_jobs(controller: Controller) -> None:
+    assert controller.run(*FAKE, "--split=3", "--min-split=2", "echo", jobs=b"1\n", seconds=20) == 0, controller.said()
+    assert "created 1, confirmed gone 1" in controller.said()
+
+
 def test_fewer_than_the_split_go_on_without_min_split(controller: Controller) -> None:
     assert controller.run(*FAKE, "--split=3", "--fake-capacity=2", "echo", jobs=JOBS) == 0, controller.said()
     assert "# failed to launch 1 of 3 instances" in controller.said()
@@ -178,6 +184,26 @@ def test_a_signal_before_the_answer_leaves_nothing(controller: Controller) -> No
     wait_until(lambda: all_gone(controller), "all is gone")
 
 
+def test_nothing_is_ordered_again_after_a_signal(controller: Controller) -> None:
+    """The answer never comes: the provider's list is looked at once, and the rest is the watchdog's."""
+    faults = "--fake-faults=throttle=100%,slow-api=0.5s"
+    run = controller.start(*FAKE, "--split=2", faults, "echo", jobs=JOBS)
+    wait_until(lambda: "no answer to an order" in controller.said(), "the order was given in vain")
+    run.send_signal(signal.SIGINT)
+    assert controller.finish(run, seconds=10) == 130, controller.said()
+    assert controller.said().count("no answer to an order") <= 2
+    assert "created 0, confirmed gone 0, unconfirmed 1" in controller.said()
+
+
+def test_an_answer_that_is_lost_with_the_run_leaves_nothing(controller: Controller) -> None:
+    run = controller.start(*FAKE, "--split=2", "--fake-faults=lost-answer=1,slow-api=1s", "echo", jobs=JOBS)
+    wait_until(lambda: events(controller, "order"), "the order is given")
+    run.send_signal(signal.SIGINT)
+    assert controller.finish(run) == 130, controller.said()
+    assert "created 2, confirmed gone 2" in controller.said() and "unconfirmed" not in controller.said()
+    wait_until(lambda: all_gone(controller), "all is gone")
+
+
 def test_a_second_signal_leaves_the_rest_to_the_watchdog(controller: Controller) -> None:
     run = controller.start(*FAKE, "--split=2", "--resume-grace=0", "--fake-faults=slow-destroy=2s", "sleep 30; echo", jobs=JOBS)
     wait_until(lambda: events(controller, "started"), "jobs run")
@@ -188,6 +214,21 @@ def test_a_second_signal_leaves_the_rest_to_the_watchdog(controller: Controller)
     assert "unconfirmed 2" in controller.said() and "the watchdog goes on until they are gone: f-" in controller.said()
     wait_until(lambda: all_gone(controller), "the watchdog destroyed them")
     assert {id for record in events(controller, "destroyed") for id in record["destroyed"]}
+
+
+def test_a_resume_does_not_wait_for_machines_that_an_earlier_run_gave_up(controller: Controller) -> None:
+    """Two signals at once: the journal says that the machines are to be destroyed, and that jobs may run there."""
+    run = controller.start(*FAKE, "--split=2", "sleep 4; echo", jobs=b"1\n2\n")
+    wait_until(lambda: len(events(controller, "started")) >= 2, "two jobs run")
+    for pid in watchdogs(controller):
+        os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        run.send_signal(number)
+    assert controller.finish(run) in (130, 143)
+    assert "unconfirmed 2" in controller.said()
+    assert controller.run("--resume=last", seconds=30) == 0, controller.said()
+    assert all(record["uncounted"] for record in events(controller, "lost"))
+    assert "created 4, confirmed gone 4" in controller.said()
 
 
 def test_kill_9_while_running_and_the_watchdog_destroys(controller: Controller) -> None:
@@ -216,6 +257,17 @@ def test_a_resume_within_the_grace_takes_up_the_machines(controller: Controller)
     assert len(events(controller, "order")) == 1
     assert "created 2, confirmed gone 2" in controller.said()
     wait_until(lambda: all_gone(controller), "all is gone")
+
+
+def test_a_resume_finds_machines_whose_jobs_have_ended(controller: Controller) -> None:
+    """They take jobs again at once, though their timer is looked after first."""
+    run = controller.start(*FAKE, "--split=1", controller.recording("sleep 0.5;"), jobs=JOBS)
+    wait_until(lambda: events(controller, "started"), "a job runs")
+    run.kill()
+    run.wait()
+    wait_until(lambda: controller.ended(), "it has ended")
+    assert controller.run("--resume=last", seconds=20) == 0, controller.said()
+    assert controller.begun() == controller.ended() == EXACTLY_ONCE
 
 
 def test_a_resume_elsewhere_is_refused_while_machines_are_left(controller: Controller) -> None:
@@ -282,10 +334,37 @@ def test_the_budget_ends_a_run(controller: Controller) -> None:
     wait_until(lambda: all_gone(controller), "all is gone")
 
 
+def test_a_drained_run_does_not_go_on_booting_machines(controller: Controller) -> None:
+    options = ("--workers=1/local", "--split=2", "--fake-faults=slow-boot=60s")
+    run = controller.start(*FAKE, *options, controller.recording("sleep 8;"), jobs=b"1\n2\n3\n")
+    wait_until(lambda: events(controller, "started") and events(controller, "launched"), "a job runs, and a machine boots")
+    run.send_signal(signal.SIGUSR1)
+    wait_until(lambda: not machines(controller), "the machine is destroyed")
+    assert not controller.ended(), "at once, and not with the last job"
+    assert controller.finish(run) == 3 and controller.ended() == {"1": 1}
+
+
 def test_the_hourly_limit_makes_the_split_smaller(controller: Controller) -> None:
     options = ("--split=5", "--fake-price=0.5", "--max-hourly=1.2")
     assert controller.run(*FAKE, *options, "echo", jobs=JOBS) == 0, controller.said()
     assert "created 2, confirmed gone 2" in controller.said()
+
+
+def test_a_machine_that_drains_counts_for_max_workers(controller: Controller) -> None:
+    """It takes no more jobs and is to be replaced; while its last job runs it is there, and costs."""
+    code = "if [ {} = long ]; then sleep 5; else sleep 0.2; exit 1; fi"
+    options = ("--provider=fake", "--fake-kind=local", "--slots=2", "--split=1", "--max-workers=1", "--strikes=2")
+    run = controller.start(*options, code, jobs=b"long\na\nb\nc\n")
+    most = 0
+
+    def is_over() -> bool:
+        nonlocal most
+        most = max(most, len(machines(controller)))
+        return run.poll() is not None
+
+    wait_until(is_over, "the run ends")
+    assert run.returncode == 1 and "terminating worker after 2 strikes" in controller.said()
+    assert most == 1 and "created 2, confirmed gone 2" in controller.said()
 
 
 def test_kept_machines_serve_the_next_session(controller: Controller, tmp_path: Path) -> None:
@@ -297,3 +376,12 @@ def test_kept_machines_serve_the_next_session(controller: Controller, tmp_path: 
     assert len(file.read_text().splitlines()) == 2 and "#: provider=fake" in file.read_text()
     assert controller.run(f"--workers={file}", controller.recording(), jobs=JOBS) == 0, controller.said()
     assert controller.ended() == EXACTLY_ONCE and len(machines(controller)) == 2
+
+
+def test_kept_machines_let_their_user_in(controller: Controller, client_keys: ClientKeys) -> None:
+    """By ssh: the session's key is gone when the session is."""
+    file = controller.directory / "machines"
+    config = f"--ssh-config={client_keys.config}"
+    assert controller.run("--provider=fake", config, f"--keep={file}", "echo", jobs=JOBS) == 0, controller.said()
+    assert controller.run(f"--workers={file}", config, controller.recording(), jobs=JOBS) == 0, controller.said()
+    assert controller.ended() == EXACTLY_ONCE

@@ -526,6 +526,7 @@ def test_a_channel_that_ends_while_we_ask_for_new_keys(sshd: MakeSshd, client_ke
 def test_nothing_is_left_of_connections_that_ended_or_failed(name: str, sshd: MakeSshd, client_keys: ClientKeys) -> None:
     server = sshd()
     other = keygen(client_keys.home / "other")
+    of_other_tests = set(threading.enumerate())
 
     def rounds() -> set[str]:
         for _ in range(3):
@@ -537,8 +538,8 @@ def test_nothing_is_left_of_connections_that_ended_or_failed(name: str, sshd: Ma
             login(server, client_keys, name)
         server.authorize(client_keys.public)
         until = time.monotonic() + 10
-        while [thread for thread in threading.enumerate() if thread is not threading.main_thread()]:
-            assert time.monotonic() < until, threading.enumerate()
+        while left := set(threading.enumerate()) - of_other_tests:
+            assert time.monotonic() < until, left
             time.sleep(0.01)
         return set(os.listdir("/proc/self/fd"))
 
