@@ -345,7 +345,8 @@ def test_an_idle_agent_uses_no_processor(connect: Connect) -> None:
     client.run({2: b"sleep 3"})
     client.result(2)
     after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    assert sum(map(int, after)) - sum(map(int, before)) <= 5
+    # Hundredths of a second, of three seconds: a busy loop would have 300 of them, and a machine that is busy with others up to ten.
+    assert sum(map(int, after)) - sum(map(int, before)) <= 20
 
 
 def test_all_processes_are_found_by_the_tests_themselves(connect: Connect, home: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from cloudtask.workers.contact import Boot, Contact
 from cloudtask.workers.forkserver import ForkServer
 from cloudtask.workers.mailbox import Mailbox
 from tests.conftest import MakeSshd
+from tests.running.program import processes_with
 from tests.sshd import ClientKeys, Sshd, free_port, keygen
 
 Message = TypeVar("Message")
@@ -103,6 +106,10 @@ def supervise(tmp_path: Path, client_keys: ClientKeys) -> Iterator[Supervise]:
     for each in made:
         each.close()
     forkserver.close()
+    # An agent here, whose machine was said to be gone, knows nothing of that.
+    for pid in list(processes_with(f"HOME={client_keys.home}")):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def pinned(server: Sshd, key: str) -> Address:
