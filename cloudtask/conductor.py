@@ -53,6 +53,8 @@ class Conductor:
         """Whether enough workers are ready for jobs to be sent."""
         self.on_answered: Callable[[Member], None] = lambda member: None
         self.on_left: Callable[[Member], None] = lambda member: None
+        self.on_trouble: Callable[[Member], None] = lambda member: None
+        """A worker cannot be reached."""
         self.on_success: Callable[[Member], None] = lambda member: None
 
     # --- what supervisors say ----------------------------------------------------------------------------------------
@@ -111,6 +113,7 @@ class Conductor:
 
     def _away(self, member: Member, message: m.Away, now: float) -> None:
         self._say(member, f"unreachable, still trying: {message.why}", important=True)
+        self.on_trouble(member)
         member.answered = True
         self.open_gate(now)
 
@@ -197,6 +200,7 @@ class Conductor:
         member.move(WorkerState.SILENT)
         member.answered = True
         member.reason = message.why
+        self.on_trouble(member)
         self._act(self._scheduler.contact_lost(member.number, now), now)
         self._step_in(member)
         self.open_gate(now)

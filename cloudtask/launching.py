@@ -55,6 +55,7 @@ class Launching:
         conductor.on_answered = self._answered
         conductor.on_left = self._left
         conductor.on_success = self._succeeded
+        conductor.on_trouble = self._ask_about
         conductor.may_begin = self._may_begin
         conductor.hold = int(launch.keep_for or 0)
 
@@ -153,6 +154,11 @@ class Launching:
     def _left(self, member: Member) -> None:
         if machine := self._machine(member):
             self.pool.let_go(machine, member.failure)
+
+    def _ask_about(self, member: Member) -> None:
+        """The provider knows whether a worker that cannot be reached is there."""
+        if member.instance:
+            self.pool.look()
 
     def _succeeded(self, member: Member) -> None:
         if member.instance:

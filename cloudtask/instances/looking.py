@@ -13,7 +13,7 @@ from cloudtask.providers import Instance, InstanceState
 QUICKEST, SLOWEST = 0.05, 5.0
 """Seconds between two looks while something is about to change: a fifth of the time since the last change, within these."""
 
-SERVING_SECONDS = 15.0
+SERVING_SECONDS = 10.0
 FIND_SECONDS = 30.0
 _ABSENCES = 2
 AGAIN_SECONDS = 5.0

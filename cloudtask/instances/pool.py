@@ -137,6 +137,10 @@ class Pool:
             dollars=self.bill().dollars,
         )
 
+    def look(self) -> None:
+        """Ask the provider how machines stand, now."""
+        self._looking.soon()
+
     def due_at(self) -> float:
         """When `step` has something to do, if nothing else happens (monotonic)."""
         return self._looking.due_at()
