@@ -145,6 +145,7 @@ def recorded_before_resume(controller: Controller) -> set[str]:
 def test_one_signal_aborts(controller: Controller, number: signal.Signals) -> None:
     """Jobs are ended, the worker is clean, the exit status is the signal's, and a resume finishes."""
     start(controller, body="sleep 0.4;")
+    wait_until(lambda: controller.begun().total() == controller.ended().total() + 2, "two jobs run, one of them just begun")
     controller.runs[0].send_signal(number)
     assert controller.finish(controller.runs[0]) == 128 + number, controller.said()
     assert controller.agent_homes() == []
