@@ -21,6 +21,7 @@ BASE := .venv/.installed
 TEST := .venv/.installed-test
 DEMO := build/demo
 SEEDS ?= 1000
+STRICT = $(if $(CI)$(CLOUDTASK_TEST_REQUIRE),-p tests.no_skips)
 HEADERS = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h
 
 .PHONY: help demo demo-ec2 test quick check bench chaos man clean needs-headers needs-test needs-bench
@@ -97,7 +98,9 @@ demo: $(BASE)
 	echo; echo "Next: seq 10 | .venv/bin/cloudtask --workers='HOST1 HOST2' echo hello"
 
 test: needs-test check man
-	@$(PY) -m pytest $(if $(CI)$(CLOUDTASK_TEST_REQUIRE),-p tests.no_skips)
+	@$(PY) -m pytest $(STRICT) || { status=$$?; [ $$status -eq 1 ] || exit $$status; \
+	  echo "those that failed, once more and by themselves: real processes on a machine that others use may be late"; \
+	  $(PY) -m pytest $(STRICT) --last-failed --last-failed-no-failures none; }
 
 quick: $(TEST) needs-test
 	@$(PY) -m pytest -m 'not slow'
