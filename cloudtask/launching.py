@@ -5,7 +5,6 @@ It decides nothing: how many machines there are to be is `instances.demand`'s, w
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,10 +12,11 @@ from typing import Literal
 
 from cloudtask import closing
 from cloudtask.conductor import Conductor
+from cloudtask.errors import UsageError
 from cloudtask.fleet import Fleet, Member
 from cloudtask.instances.demand import Need
 from cloudtask.instances.machine import Machine, Phase
-from cloudtask.instances.machine_file import worker_line
+from cloudtask.instances.machine_file import MachineFile, worker_line
 from cloudtask.instances.pool import Pool
 from cloudtask.model import Address
 from cloudtask.plan import Launch
@@ -45,7 +45,8 @@ class Launching:
         self._ended = 0.0
         self._told = False
         self._spent = False
-        self._hopeless = ""
+        self._listed: MachineFile | None = None
+        """The file of --keep, once there is a machine to list; held until this process ends."""
         self._enough = launch.min_split is None
         pool.on_ready = self._begin
         pool.on_gone = self._gone
@@ -142,10 +143,10 @@ class Launching:
 
     def _list(self, path: str, line: str) -> None:
         try:
-            with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "w", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            self._turn.say(f"# {path} cannot be written: {error.strerror}; this stays: {line}", important=True)
+            self._listed = self._listed or MachineFile.create(path)
+            self._listed.add(line)
+        except (OSError, UsageError) as error:
+            self._turn.say(f"# {path} cannot be written: {error}; this stays: {line}", important=True)
 
     def _answered(self, member: Member) -> None:
         if machine := self._machine(member):

@@ -18,7 +18,7 @@ from cloudtask.instances.machine import short_id
 from cloudtask.providers import Instance, InstanceState
 from cloudtask.providers.base import chosen
 from cloudtask.session import records
-from cloudtask.session.bookings import RULES, Bookings, InstanceRecord, OrderRecord
+from cloudtask.session.bookings import RULES, InstanceRecord, OrderRecord
 from cloudtask.session.session import Session
 
 _LOOK_SECONDS = 0.2
@@ -196,8 +196,3 @@ def describe(remains: Remains) -> str:
     parts = [short_id(id) for id in remains.instances] + [f"order {token} (it may have made machines)" for token in remains.orders]
     price = f", ${remains.hourly:.4g} an hour" if remains.hourly else ""
     return f"{', '.join(parts)}{price}" + (f" ({remains.error})" if remains.error else "")
-
-
-def leftovers(bookings: Iterable[Bookings]) -> list[str]:
-    """Ids of all machines that some sessions still have to see to."""
-    return [each.id for book in bookings for each in book.ours()]
